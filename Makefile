@@ -1,0 +1,47 @@
+# make demo   train, score and attack 64 small networks on the digits images
+# make test   the test suite
+# make lint   ruff; make types: mypy
+#
+# PYTHON=python3.12 picks the interpreter, CUDA=12 or CUDA=13 a GPU build of JAX,
+# VENV=DIR another place for the virtual environment.
+
+PYTHON ?= python3
+VENV ?= .venv
+CUDA ?=
+
+BIN := $(VENV)/bin
+comma := ,
+EXTRAS := dev$(if $(CUDA),$(comma)cuda$(CUDA))
+# One stamp per interpreter and JAX build: asking for another one installs anew.
+VERSION := $(shell $(PYTHON) -c 'import sys; print(sys.implementation.cache_tag)')
+STAMP := $(VENV)/.installed-$(VERSION)$(if $(CUDA),-cuda$(CUDA))
+RUN ?= runs/digits
+
+.PHONY: demo test lint types clean
+
+demo: $(STAMP)
+	$(BIN)/python train.py configs/digits.toml --run $(RUN)
+	$(BIN)/python score.py --run $(RUN)
+	$(BIN)/python attack.py --run $(RUN)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(VERSION)" || { echo "error: $(PYTHON) does not run; set PYTHON=" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is older than 3.11; set PYTHON=" >&2; exit 2; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) runs/digits

@@ -1,0 +1,287 @@
+"""Who are the references of a target, and the statistics of their scores.
+
+Every model is a target once. Its references are chosen by one of two rules, and by either, the
+number of references on each side (IN: trained on the example; OUT: did not) is the same whether
+or not the target trained on the example (METHODS.md, 3.10):
+
+- **leave-block-out**, where models come in blocks in which every example is IN equally often: the
+  references are all models outside the target's block.
+- **leave-one-out**, for masks made any other way: each side of each example keeps a *base* of the
+  first r + 1 models on that side, in one fixed random order. The references are the base less the
+  target, or less its last model where the target is not in it: always r.
+
+The common form: per side, a base of R models per example, and per *fold* of targets that are left
+out together (a block, or one target) D of them dropped. So statistics over references are those of
+the base less the dropped part, and nothing is fitted again per target.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from tqdm import tqdm
+
+from lira_jax.errors import InputError
+from lira_jax.score_set import ScoreSet
+
+# float64 scores of one chunk of examples, all models: small enough to stay near the CPU's caches.
+CHUNK_BYTES = 4 * 2**20
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class References:
+    """The rule by which targets get their references.
+
+    Attributes:
+        fold: targets per fold; fold f leaves out the models f·fold … f·fold + fold − 1.
+        base_in, base_out: models in each example's base, R.
+        dropped_in, dropped_out: models of the base that a fold drops, D.
+        order: leave-one-out only: models in the order in which bases are filled, int [N].
+        words: the rule, for people.
+    """
+
+    fold: int
+    base_in: int
+    base_out: int
+    dropped_in: int
+    dropped_out: int
+    order: Int[np.ndarray, " N"] | None
+    words: str
+
+    @property
+    def count_in(self) -> int:
+        """IN references of every target and example."""
+        return self.base_in - self.dropped_in
+
+    @property
+    def count_out(self) -> int:
+        """OUT references of every target and example."""
+        return self.base_out - self.dropped_out
+
+
+def find(score_set: ScoreSet) -> References:
+    """Choose the rule: blocks as given or as recognised, else leave-one-out.
+
+    Raises:
+        InputError: a given block that the masks do not bear out; fewer than two blocks; an example
+            left without a reference on one side.
+    """
+    keep, block = score_set.keep, score_set.block
+    if block is not None:
+        _check_block(keep, block, score_set.source)
+    else:
+        block = recognise_block(keep)
+    models = keep.shape[0]
+    if block is not None:
+        base_in = int(keep[:, 0].sum())
+        per_block = int(keep[:block, 0].sum())
+        return References(
+            fold=block,
+            base_in=base_in,
+            base_out=models - base_in,
+            dropped_in=per_block,
+            dropped_out=block - per_block,
+            order=None,
+            words=f"leave-block-out, blocks of {block}",
+        )
+    counts_in = keep.sum(axis=0)
+    base = {"trained": int(counts_in.min()), "did not train": int((models - counts_in).min())}
+    for side, counts in (("trained", counts_in), ("did not train", models - counts_in)):
+        if base[side] < 2:
+            example = int(counts.argmin())
+            raise InputError(
+                f"{score_set.source}: in `keep` only {base[side]} of {models} models {side} on "
+                f"example {example}, and leave-one-out needs 2 on each side; "
+                "add models or remove that example"
+            )
+    base_in, base_out = base["trained"], base["did not train"]
+    return References(
+        fold=1,
+        base_in=base_in,
+        base_out=base_out,
+        dropped_in=1,
+        dropped_out=1,
+        order=np.random.default_rng(0).permutation(models),
+        words=f"leave-one-out with {base_in - 1} IN and {base_out - 1} OUT references, "
+        "because the masks form no blocks",
+    )
+
+
+def recognise_block(keep: Bool[np.ndarray, "N E"]) -> int | None:
+    """The smallest block that the masks are made of, at least twice; None if there is none."""
+    models = keep.shape[0]
+    sizes = range(2, models // 2 + 1)
+    return next((size for size in sizes if models % size == 0 and _balanced(keep, size)), None)
+
+
+def _balanced(keep: Bool[np.ndarray, "N E"], block: int) -> bool:
+    """Is every example IN equally often in every block, neither never nor always?"""
+    per_block = int(keep[:block, 0].sum())
+    return 0 < per_block < block and all(
+        bool((keep[start : start + block].sum(axis=0) == per_block).all())
+        for start in range(0, keep.shape[0], block)
+    )
+
+
+def _check_block(keep: Bool[np.ndarray, "N E"], block: int, source: str) -> None:
+    models = keep.shape[0]
+    if block < 2 or models % block:
+        raise InputError(
+            f"{source}: {models} models do not form blocks of {block}; "
+            "give a block of at least 2 that divides the number of models"
+        )
+    if models < 2 * block:
+        raise InputError(
+            f"{source}: {models} models are fewer than two blocks of {block}, "
+            f"so no target has references; train at least {2 * block} models"
+        )
+    if not _balanced(keep, block):
+        per_block = keep.reshape(-1, block, keep.shape[1]).sum(axis=1)
+        usual = min(max(int(per_block[0, 0]), 1), block - 1)
+        group, example = np.argwhere(per_block != usual)[0]
+        raise InputError(
+            f"{source}: in `keep` example {example} is a member of {per_block[group, example]} "
+            f"models of block {group} (models {group * block} … {group * block + block - 1}), "
+            f"not of {usual}; mend the masks, or leave `block` out"
+        )
+
+
+def base_and_dropped(
+    references: References, keep: Bool[np.ndarray, "N C"], side: Literal["in", "out"]
+) -> tuple[Int[np.ndarray, "R C"], Int[np.ndarray, "F D C"]]:
+    """The base of one side, as models, and what every fold drops, as positions in the base.
+
+    Args:
+        references: the rule.
+        keep: masks of a chunk of C examples, all models.
+        side: IN or OUT.
+    """
+    models, examples = keep.shape
+    outside = ~keep if side == "in" else keep
+    size = references.base_in if side == "in" else references.base_out
+    if references.order is None:
+        dropped = references.dropped_in if side == "in" else references.dropped_out
+        base = np.argsort(outside, axis=0, kind="stable")[:size]
+        # The base is in the order of models and has D from each block: block f's are the f-th D.
+        positions = np.arange(size).reshape(-1, dropped, 1)
+        return base, np.broadcast_to(positions, (*positions.shape[:2], examples))
+    ranked = np.argsort(outside[references.order], axis=0, kind="stable")[:size]
+    base = references.order[ranked]
+    positions = np.full((models, examples), size - 1)
+    np.put_along_axis(positions, base, np.arange(size)[:, np.newaxis], axis=0)
+    return base, positions[:, np.newaxis]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Statistics of the references' scores on one side, per fold, example and view, float64.
+
+    Attributes:
+        count: references, the same everywhere.
+        mean: their mean, [F, C, Q].
+        centre: the same mean, or their median, [F, C, Q].
+        squares: sum of their squared deviations from the mean, [F, C, Q].
+    """
+
+    count: int
+    mean: Float[np.ndarray, "F C Q"]
+    centre: Float[np.ndarray, "F C Q"]
+    squares: Float[np.ndarray, "F C Q"]
+
+
+def moments(
+    values: Float[np.ndarray, "N C Q"],
+    base: Int[np.ndarray, "R C"],
+    dropped: Int[np.ndarray, "F D C"],
+    centre: Literal["mean", "median"] = "mean",
+) -> Moments:
+    """Statistics over the base less the dropped, for every fold at once.
+
+    Args:
+        values: float64 scores of a chunk of C examples under all models.
+        base, dropped: from `base_and_dropped`.
+        centre: what `Moments.centre` is to hold.
+    """
+    columns = np.arange(values.shape[1])
+    scores = values[base, columns]  # [R, C, Q]
+    # Centred twice: the subtraction of sums below then cancels nothing that matters, and scores
+    # that are all equal come out with a spread of exactly zero.
+    shift = scores[0].copy()
+    scores -= shift
+    residual_mean = scores.mean(axis=0)
+    scores -= residual_mean
+    shift += residual_mean
+
+    left_out = scores[dropped, columns]  # [F, D, C, Q]
+    count = base.shape[0] - dropped.shape[1]
+    mean = (scores.sum(axis=0) - left_out.sum(axis=1)) / count
+    squares = (scores * scores).sum(axis=0) - (left_out * left_out).sum(axis=1)
+    squares = np.maximum(squares - count * mean * mean, 0.0)
+    middle = mean if centre == "mean" else _medians(scores, dropped)
+    return Moments(count, shift + mean, shift + middle, squares)
+
+
+def _medians(
+    scores: Float[np.ndarray, "R C Q"], dropped: Int[np.ndarray, "F D C"]
+) -> Float[np.ndarray, "F C Q"]:
+    """Medians of the base less the dropped, by one sort of the base."""
+    size = scores.shape[0]
+    order = np.argsort(scores, axis=0)
+    ordered = np.take_along_axis(scores, order, axis=0)
+    ranks = np.empty_like(order)
+    np.put_along_axis(ranks, order, np.arange(size)[:, np.newaxis, np.newaxis], axis=0)
+    gaps = np.sort(ranks[dropped, np.arange(scores.shape[1])], axis=1)  # [F, D, C, Q]
+    left = size - gaps.shape[1]
+
+    def element(rank: int) -> Float[np.ndarray, "F C Q"]:
+        place = np.full((gaps.shape[0], *gaps.shape[2:]), rank)
+        for gap in np.moveaxis(gaps, 1, 0):  # ascending: each gap at or below moves it up by one
+            place += gap <= place
+        return np.take_along_axis(ordered, place, axis=0)
+
+    return (element((left - 1) // 2) + element(left // 2)) / 2
+
+
+def map_chunks(
+    function: Callable[[slice, Float[np.ndarray, "N C Q"]], Result],
+    scores: Float[np.ndarray, "N E Q"],
+    queries: int,
+    description: str = "",
+    progress: bool = False,
+) -> Iterator[Result]:
+    """Apply a function to the scores chunk by chunk of examples; results come in order.
+
+    Chunks run on a thread per core (NumPy lets go of the interpreter while it computes), and the
+    scores, which may be a memory map, are never held whole.
+
+    Args:
+        function: takes the examples' slice and their float64 scores under all models.
+        scores: φ.
+        queries: views to use, the first so many.
+        description, progress: of the progress bar, shown if standard error is a terminal.
+    """
+    models, examples, _ = scores.shape
+    size = max(1, CHUNK_BYTES // (8 * models * queries))
+    slices = [slice(start, min(start + size, examples)) for start in range(0, examples, size)]
+
+    def work(chunk: slice) -> Result:
+        return function(chunk, np.asarray(scores[:, chunk, :queries], dtype=np.float64))
+
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+        results = pool.map(work, slices)
+        yield from tqdm(
+            results,
+            total=len(slices),
+            desc=description,
+            unit="chunk",
+            leave=False,
+            disable=None if progress else True,
+        )

@@ -1,0 +1,329 @@
+"""The experiment as frozen dataclasses: TOML in, TOML out.
+
+A docstring below a field is also its text in ``--help``, so each names its unit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+from lira_jax.errors import InputError
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Images and labels whose membership is in question."""
+
+    name: str = "digits"
+    """`digits` (1,797 images in scikit-learn), a TFDS name such as `cifar10`, or
+    `package.module:function` returning arrays. With `path`, only a title."""
+    path: str = ""
+    """File or folder to read instead of `name`: `cifar-10-binary.tar.gz`,
+    `cifar-100-binary.tar.gz`, a folder of Parquet files (Hugging Face image layout), or an `.npz`
+    with x_train, y_train, x_test, y_test. Empty: use `name`."""
+    limit: int = 0
+    """Take the first this many training images [images]; 0 takes all."""
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The architecture that every model shares."""
+
+    arch: str = "resnet"
+    """`wide_resnet`, `resnet`, `convnet`, or `package.module:function` returning a Flax NNX
+    module."""
+    depth: int = 8
+    """Layers with weights: 6n+2 for resnet (8, 20, …), 6n+4 for wide_resnet (16, 28, …); convnet
+    ignores it [layers]."""
+    width: int = 16
+    """resnet and convnet: filters of the first convolution (16, 32, 64); wide_resnet: widening
+    factor k (1, 2, 10)."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Shadow training: how many models, on what share of the examples, and how."""
+
+    models: int = 64
+    """Shadow models, a multiple of the denominator of `keep` [models]."""
+    keep: str = "1/2"
+    """Share of the examples that each model trains on, as m/B. Models come in blocks of B."""
+    epochs: int = 100
+    """Passes over a model's own training examples [epochs]."""
+    batch_size: int = 256
+    """Training examples per step and model [examples]."""
+    optimizer: Literal["momentum", "sgd", "adam"] = "momentum"
+    """SGD with momentum, plain SGD, or Adam."""
+    learning_rate: float = 0.1
+    """Peak learning rate [1/step]."""
+    schedule: Literal["paper", "constant"] = "paper"
+    """`paper`: learning_rate · cos(7π/16·t) · clip(100t, 0, 1), t the share of training done."""
+    momentum: float = 0.9
+    """Momentum of `optimizer = "momentum"`."""
+    weight_decay: float = 5e-4
+    """L2 penalty weight_decay · ½‖w‖² on convolution and dense kernels only."""
+    ema: float = 0.999
+    """Decay per step of the moving average of weights that is evaluated and scored; 0 turns it
+    off."""
+    mirror: bool = True
+    """Augmentation: mirror each image left to right with probability ½."""
+    shift: int = 4
+    """Augmentation: reflect-pad by this and crop at random [pixels]; 0 turns it off."""
+    cutout: int = 0
+    """Augmentation: grey out a square of this side at a random place [pixels]; 0 turns it off."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of activations and convolutions; weights, loss and scores stay float32."""
+    eval_examples: int = 256
+    """Members, and as many non-members, on which accuracy is logged after each epoch [examples]."""
+    checkpoint_minutes: float = 5.0
+    """A group in training is checkpointed at least this often [minutes]. Does not change
+    results."""
+    group: int = 0
+    """Models trained together; 0 picks one per device on CPU, 16 per device elsewhere [models].
+    Does not change results at width 1."""
+    width: int = 0
+    """Models vectorised together on one device; 0 picks 1 on CPU, the group's share elsewhere
+    [models]. Other widths than 1 change results by rounding."""
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """Inference of every model on every example."""
+
+    views: Literal[1, 2, 18, 162] = 18
+    """Fixed views per example: 1 identity, 2 with mirror, 18 mirror × 9 shifts of ±1 pixel, 162
+    mirror × 81 shifts up to ±4 pixels. Each set begins with the smaller ones [views]."""
+    batch_size: int = 256
+    """Examples per inference step [examples]. Does not change results."""
+
+
+@dataclass(frozen=True)
+class AttackConfig:
+    """Membership inference from saved scores."""
+
+    queries: int = 0
+    """Use the first this many views [views]; 0 uses all."""
+    centre: Literal["mean", "median"] = "mean"
+    """Centre of each example's IN and OUT scores: mean (the paper's text) or median (its code)."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment: a run is a function of this and nothing else."""
+
+    seed: int = 0
+    """Seed of masks, initial weights, data order and augmentation."""
+    data: DataConfig = field(default_factory=DataConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    attack: AttackConfig = field(default_factory=AttackConfig)
+
+
+# Fields that change no trained weight (at width 1) and so may differ when a run goes on. Where data
+# lie may change too: a digest tells whether they are the same.
+FREE_TO_CHANGE = frozenset(
+    {
+        "data.name",
+        "data.path",
+        "train.models",
+        "train.checkpoint_minutes",
+        "train.group",
+        "train.eval_examples",
+    }
+)
+
+
+def keep_fraction(keep: str) -> tuple[int, int]:
+    """Parse `train.keep`, "m/B", into (m, B).
+
+    Raises:
+        InputError: not a fraction strictly between 0 and 1.
+    """
+    try:
+        fraction = Fraction(keep)
+    except (ValueError, ZeroDivisionError):
+        fraction = Fraction(0)
+    if not 0 < fraction < 1:
+        raise InputError(f'train.keep = "{keep}": give a fraction between 0 and 1 such as "1/2"')
+    return fraction.numerator, fraction.denominator
+
+
+def flatten(experiment: Experiment) -> dict[str, Any]:
+    """Dotted field names to values, in the order of declaration."""
+    flat: dict[str, Any] = {}
+    for item in dataclasses.fields(experiment):
+        value = getattr(experiment, item.name)
+        if dataclasses.is_dataclass(value):
+            for inner in dataclasses.fields(value):
+                flat[f"{item.name}.{inner.name}"] = getattr(value, inner.name)
+        else:
+            flat[item.name] = value
+    return flat
+
+
+def load(path: Path) -> Experiment:
+    """Read an experiment from a TOML file; fields left out take their defaults.
+
+    Raises:
+        InputError: missing file, broken TOML, an unknown key (named with the nearest valid one),
+            a value of the wrong type or outside its choices.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{path}: no such file; configs/ holds examples") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{path}: not readable as TOML: {error}") from None
+    # `[run]` is written by training into a run's own config.toml: versions, not settings.
+    table.pop("run", None)
+    return _build(Experiment, table, path, "")
+
+
+def _build(cls: type, table: dict[str, Any], path: Path, prefix: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for key, value in table.items():
+        name = prefix + key
+        if key not in hints:
+            raise InputError(f"{path}: unknown key `{name}`; {_nearest(name)}")
+        kind = hints[key]
+        if dataclasses.is_dataclass(kind):
+            if not isinstance(value, dict):
+                raise InputError(f"{path}: `{name}` is a section: write [{name}]")
+            values[key] = _build(typing.cast(type, kind), value, path, f"{name}.")
+        else:
+            values[key] = _check_value(name, value, kind, path)
+    return cls(**values)
+
+
+def _nearest(name: str) -> str:
+    """The valid key that the user most likely meant: in the same section, in another, a section."""
+    valid = list(flatten(Experiment()))
+    section, _, word = name.rpartition(".")
+    own = {key.rpartition(".")[2]: key for key in valid if key.rpartition(".")[0] == section}
+    elsewhere = {key.rpartition(".")[2]: key for key in reversed(valid)}
+    if not section:
+        own |= {item.name: f"[{item.name}]" for item in dataclasses.fields(Experiment)[1:]}
+    for keys, likeness in ((elsewhere, 1.0), (own, 0.5), (elsewhere, 0.6)):
+        near = difflib.get_close_matches(word, keys, 1, likeness)
+        if near:
+            return f"did you mean `{keys[near[0]]}`?"
+    return f"valid keys: {', '.join(own.values())}"
+
+
+_KIND_IN_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text in quotes",
+}
+
+
+def _check_value(name: str, value: Any, kind: Any, path: Path | str) -> Any:
+    origin = typing.get_origin(kind)
+    if origin is Literal:
+        choices = typing.get_args(kind)
+        if value not in choices or type(value) is not type(choices[0]):
+            listed = ", ".join(str(choice) for choice in choices)
+            raise InputError(f"{path}: {name} = {value!r}: choose one of {listed}")
+        return value
+    assert not isinstance(kind, types.UnionType), "fields have one plain type each"
+    if kind is float and type(value) is int and abs(value) < 2**53:
+        return float(value)
+    if type(value) is not kind:
+        raise InputError(f"{path}: {name} = {value!r}: must be {_KIND_IN_WORDS[kind]}")
+    return value
+
+
+def check(experiment: Experiment) -> Experiment:
+    """Refuse values that no stage could use; return the experiment unchanged.
+
+    Raises:
+        InputError: naming the field, its value and the values it may take.
+    """
+    flat = flatten(experiment)
+    minimum = {
+        "seed": 0, "data.limit": 0, "network.depth": 1, "network.width": 1, "train.models": 1,
+        "train.epochs": 1, "train.batch_size": 1, "train.weight_decay": 0, "train.shift": 0,
+        "train.cutout": 0, "train.eval_examples": 1, "train.checkpoint_minutes": 0,
+        "train.group": 0, "train.width": 0, "score.batch_size": 1, "attack.queries": 0,
+    }  # fmt: skip
+    for name, least in minimum.items():
+        if not flat[name] >= least:
+            raise InputError(f"{name} = {flat[name]}: must be at least {least}")
+    # Random keys repeat beyond this.
+    if experiment.seed >= 2**32:
+        raise InputError(f"seed = {experiment.seed}: must be below 2^32")
+    for name, value in flat.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{name} = {value}: must be a finite number")
+        if isinstance(value, str) and ("\0" in value or not _is_unicode(value)):
+            raise InputError(f"{name} = {value!r}: must be Unicode text without NUL characters")
+    for name in ("train.ema", "train.momentum"):
+        if not 0 <= flat[name] < 1:
+            raise InputError(f"{name} = {flat[name]}: must be at least 0 and below 1")
+    if not experiment.train.learning_rate > 0:
+        raise InputError(f"train.learning_rate = {experiment.train.learning_rate}: must be above 0")
+    _, block = keep_fraction(experiment.train.keep)
+    if experiment.train.models % block:
+        raise InputError(
+            f"train.models = {experiment.train.models}: models come in blocks of {block} with "
+            f'train.keep = "{experiment.train.keep}"; give a multiple of {block}'
+        )
+    return experiment
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether UTF-8 can hold it: file names that are not valid UTF-8 become what it cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def to_toml(experiment: Experiment, run: dict[str, str]) -> str:
+    """The experiment as TOML that `load` reads back, with a [run] table of versions."""
+    lines: list[str] = []
+    section = ""
+    tables = flatten(experiment) | {f"run.{key}": value for key, value in run.items()}
+    for name, value in tables.items():
+        head, _, key = name.rpartition(".")
+        if head != section:
+            lines += ["", f"[{head}]"]
+            section = head
+        lines.append(f"{key} = {_toml_value(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        # JSON's escapes are TOML's, but for DEL, which only TOML forbids to stand for itself.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return repr(value)
+
+
+def differences(old: Experiment, new: Experiment) -> list[tuple[str, Any, Any]]:
+    """Fields of seed, data, network and train in which two experiments would train differently."""
+    before, after = flatten(old), flatten(new)
+    return [
+        (name, before[name], after[name])
+        for name in before
+        if before[name] != after[name]
+        and not (name == "train.keep" and keep_fraction(before[name]) == keep_fraction(after[name]))
+        and name not in FREE_TO_CHANGE
+        and not name.startswith(("score.", "attack."))
+    ]

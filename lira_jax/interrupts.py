@@ -1,0 +1,46 @@
+"""Ctrl-C and SIGTERM as a request that long work answers at its next safe point."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Stopped(Exception):
+    """Work was stopped by a signal at a safe point; what is done is saved."""
+
+    def __init__(self, signum: int, message: str):
+        super().__init__(message)
+        self.exit_code = 128 + signum
+
+
+class StopRequest:
+    """Whether a signal has asked for the end; the second Ctrl-C ends at once."""
+
+    signum: int = 0
+
+    def _receive(self, signum: int, frame: FrameType | None) -> None:
+        del frame
+        if self.signum:
+            raise KeyboardInterrupt
+        self.signum = signum
+
+    def check(self, message: str) -> None:
+        """Raise `Stopped` with this message if a signal has come."""
+        if self.signum:
+            raise Stopped(self.signum, message)
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Collect SIGINT and SIGTERM for the duration of a block."""
+    request = StopRequest()
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(signum, request._receive) for signum in signals]
+    try:
+        yield request
+    finally:
+        for signum, handler in zip(signals, before, strict=True):
+            signal.signal(signum, handler)

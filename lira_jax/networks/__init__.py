@@ -1,0 +1,132 @@
+"""Architectures by name, and one network as pure functions.
+
+A network is a Flax NNX module that maps images float [B, H, W, C] in [−1, 1] to logits float32
+[B, K]. To add one: a file here and a line in `ARCHITECTURES`, or
+`arch = "package.module:function"`, a callable taking the keyword arguments
+`image_shape, classes, depth, width, dtype, rngs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from lira_jax.config import NetworkConfig
+from lira_jax.errors import InputError
+from lira_jax.networks.convnet import ConvNet
+from lira_jax.networks.resnet import ResNet
+from lira_jax.networks.wide_resnet import WideResNet
+from lira_jax.user_code import import_function
+
+ARCHITECTURES: dict[str, Callable[..., nnx.Module]] = {
+    "wide_resnet": WideResNet,
+    "resnet": ResNet,
+    "convnet": ConvNet,
+}
+# Depths are 6n plus this.
+_DEPTH_OFFSET = {"wide_resnet": 4, "resnet": 2}
+
+Variables = dict[str, Any]
+"""`params` (trained weights) and `rest` (BatchNorm statistics and the like): nested dicts of
+arrays."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """One architecture as pure functions of its variables.
+
+    Attributes:
+        init: key ↦ variables.
+        apply_train: variables, images [B, H, W, C] ↦ logits [B, K], new `rest`; batch statistics.
+        apply: variables, images ↦ logits [B, K] in evaluation mode; each image for itself.
+    """
+
+    init: Callable[[Key[Array, ""]], Variables]
+    apply_train: Callable[
+        [Variables, Float[Array, "B H W C"]], tuple[Float[Array, "B K"], Variables]
+    ]
+    apply: Callable[[Variables, Float[Array, "B H W C"]], Float[Array, "B K"]]
+
+
+def build(
+    config: NetworkConfig, image_shape: tuple[int, int, int], classes: int, dtype: str = "float32"
+) -> Network:
+    """The network of a configuration for images [H, W, C] and K classes.
+
+    Raises:
+        InputError: unknown architecture, impossible depth, or a user's function that cannot be
+            imported or does not return a Flax NNX module.
+    """
+    if ":" in config.arch:
+        make = import_function(config.arch, "network.arch")
+    elif config.arch in ARCHITECTURES:
+        make = ARCHITECTURES[config.arch]
+        offset = _DEPTH_OFFSET.get(config.arch)
+        if offset and (config.depth <= offset or (config.depth - offset) % 6):
+            raise InputError(
+                f"network.depth = {config.depth}: {config.arch} has depth 6n+{offset}, "
+                f"such as {6 + offset} or {18 + offset}"
+            )
+    else:
+        raise InputError(
+            f'network.arch = "{config.arch}": choose one of {", ".join(ARCHITECTURES)}, '
+            "or package.module:function"
+        )
+
+    def module(key: Key[Array, ""]) -> nnx.Module:
+        return make(
+            image_shape=image_shape,
+            classes=classes,
+            depth=config.depth,
+            width=config.width,
+            dtype=jnp.dtype(dtype),
+            rngs=nnx.Rngs(key),
+        )
+
+    try:
+        abstract = nnx.eval_shape(lambda: module(jax.random.key(0)))
+    # A user's own function may raise anything; absurd widths raise several types.
+    except Exception as error:
+        raise InputError(
+            f'network.arch = "{config.arch}", depth {config.depth}, width {config.width}: '
+            f"cannot be built: {type(error).__name__}: {error}"
+        ) from None
+    if not isinstance(abstract, nnx.Module):
+        raise InputError(f'network.arch = "{config.arch}": must return a flax.nnx.Module')
+    abstract.eval()
+    graph_eval, _ = nnx.split(abstract)
+    abstract.train()
+    graph_train, _ = nnx.split(abstract)
+    params_like = nnx.state(abstract, nnx.Param)
+    rest_like = nnx.state(abstract, nnx.Not(nnx.Param))
+
+    def merge(graph: Any, variables: Variables) -> Any:
+        states = []
+        for like, values in ((params_like, variables["params"]), (rest_like, variables["rest"])):
+            state = jax.tree.map(lambda leaf: leaf, like)  # a copy: replacing works in place
+            nnx.replace_by_pure_dict(state, values)
+            states.append(state)
+        return nnx.merge(graph, *states)
+
+    def init(key: Key[Array, ""]) -> Variables:
+        model = module(key)
+        return {
+            "params": nnx.to_pure_dict(nnx.state(model, nnx.Param)),
+            "rest": nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param))),
+        }
+
+    def apply_train(variables: Variables, images: Array) -> tuple[Array, Variables]:
+        model = merge(graph_train, variables)
+        logits = model(images).astype(jnp.float32)
+        return logits, nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
+
+    def apply(variables: Variables, images: Array) -> Array:
+        return merge(graph_eval, variables)(images).astype(jnp.float32)
+
+    return Network(init, apply_train, apply)

@@ -1,0 +1,48 @@
+"""ConvNet-16/32/64, the small networks of the LiRA paper's figures 7, 14 and 16."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from lira_jax.networks.layers import conv
+
+
+class ConvNet(nnx.Module):
+    """3×3 convolution of w; three scales i of convolutions w·2^i and w·2^(i+1) with a 2×2 mean
+    pool; a convolution to K classes, mean over pixels. Leaky ReLU, biases, no normalisation.
+
+    The paper does not state this plan; it follows its public code (METHODS: inferred). A side of
+    one pixel is not pooled, so that any image size works.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        classes: int,
+        depth: int,
+        width: int,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        del depth
+        self.stem = conv(image_shape[-1], width, bias=True, dtype=dtype, rngs=rngs)
+        layers = []
+        for scale in range(3):
+            n = width * 2**scale
+            layers.append(conv(n, n, bias=True, dtype=dtype, rngs=rngs))
+            layers.append(conv(n, 2 * n, bias=True, dtype=dtype, rngs=rngs))
+        self.layers = nnx.List(layers)
+        self.head = conv(8 * width, classes, bias=True, dtype=jnp.float32, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B K"]:
+        x = jax.nn.leaky_relu(self.stem(x))
+        for index, layer in enumerate(self.layers):
+            x = jax.nn.leaky_relu(layer(x))
+            if index % 2:
+                window = tuple(min(2, side) for side in x.shape[1:3])
+                x = nnx.avg_pool(x, window, strides=window)
+        return jnp.mean(self.head(x), axis=(1, 2))

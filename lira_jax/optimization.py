@@ -1,0 +1,120 @@
+"""One training step of one shadow model: loss, optimiser, schedule, moving average."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int32, Key
+
+from lira_jax.config import TrainConfig
+from lira_jax.networks import Network, Variables
+
+State = dict[str, Any]
+"""One model in training: `variables`, `optimizer`, `step` (steps taken), `ema` (the moving average
+before debiasing; empty when off) and `bias` (ema^step, the share of it that is still its start at
+zero; multiplied up step by step, since XLA's power rounds differently from program to program)."""
+
+
+def paper_schedule(peak: float, steps: int) -> optax.Schedule:
+    """Peak · cos(7π/16 · t) · clip(100 t, 0, 1), with t = step / steps (LiRA's public recipe)."""
+
+    def rate(step: Any) -> Any:
+        t = step / steps
+        return peak * jnp.cos(7 * jnp.pi / 16 * t) * jnp.clip(100 * t, 0, 1)
+
+    return rate
+
+
+def optimizer(config: TrainConfig, steps: int) -> optax.GradientTransformation:
+    """The optimiser of a run of `steps` steps; weight decay joins the gradient of kernels only."""
+    rate: Any = config.learning_rate
+    if config.schedule == "paper":
+        rate = paper_schedule(config.learning_rate, steps)
+    update = {
+        "momentum": lambda: optax.sgd(rate, momentum=config.momentum),
+        "sgd": lambda: optax.sgd(rate),
+        "adam": lambda: optax.adam(rate),
+    }[config.optimizer]()
+    return optax.chain(optax.add_decayed_weights(config.weight_decay, mask=_kernels), update)
+
+
+def _kernels(params: Any) -> Any:
+    """True for convolution and dense kernels, false for biases and normalisation."""
+    return jax.tree.map_with_path(
+        lambda path, _: getattr(path[-1], "key", None) == "kernel", params
+    )
+
+
+def new_state(key: Key[Array, ""], network: Network, config: TrainConfig, steps: int) -> State:
+    """A model before its first step."""
+    variables = network.init(key)
+    averages = jax.tree.map(jnp.zeros_like, variables) if config.ema else {}
+    return {
+        "variables": variables,
+        "optimizer": optimizer(config, steps).init(variables["params"]),
+        "step": jnp.zeros((), jnp.int32),
+        "ema": averages,
+        "bias": jnp.ones((), jnp.float32),
+    }
+
+
+def train_step(
+    network: Network, config: TrainConfig, steps: int
+) -> Callable[
+    [State, Float[Array, "B H W C"], Int32[Array, "B"]],
+    tuple[State, tuple[Float[Array, ""], Float[Array, ""]]],
+]:
+    """The function (state, images, labels) ↦ (state, (mean loss, accuracy)) of one step."""
+    update = optimizer(config, steps).update
+
+    def step(state: State, images: Array, labels: Array) -> tuple[State, tuple[Array, Array]]:
+        variables = state["variables"]
+
+        def loss_of(params: Any) -> tuple[Array, tuple[Array, Any]]:
+            logits, rest = network.apply_train({**variables, "params": params}, images)
+            loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+            return loss, (jnp.mean(jnp.argmax(logits, 1) == labels), rest)
+
+        (loss, (accuracy, rest)), gradient = jax.value_and_grad(loss_of, has_aux=True)(
+            variables["params"]
+        )
+        change, optimizer_state = update(gradient, state["optimizer"], variables["params"])
+        variables = {"params": optax.apply_updates(variables["params"], change), "rest": rest}
+        averages = state["ema"]
+        if config.ema:
+            averages = jax.tree.map(
+                lambda old, new: config.ema * old + (1 - config.ema) * new, averages, variables
+            )
+        state = {
+            "variables": variables,
+            "optimizer": optimizer_state,
+            "step": state["step"] + 1,
+            "ema": averages,
+            "bias": state["bias"] * config.ema,
+        }
+        return state, (loss, accuracy)
+
+    return step
+
+
+def evaluated_variables(state: State, config: TrainConfig) -> Variables:
+    """The variables whose accuracy is reported and which are scored.
+
+    With a moving average, its debiased value; BatchNorm statistics are averaged like the weights
+    they belong to.
+    """
+    if not config.ema:
+        return state["variables"]
+    # Once a scalar, then products: XLA turns divisions into either, and they round differently.
+    scale = 1 / (1 - state["bias"])
+    return jax.tree.map(lambda average: average * scale, state["ema"])
+
+
+def steps_per_epoch(members: int, batch_size: int) -> int:
+    """Whole batches in a model's own examples; the remainder of each shuffle is left out."""
+    return int(np.floor_divide(members, batch_size))

@@ -1,0 +1,60 @@
+"""Progress of long work: one bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from tqdm import tqdm
+
+LINE_SECONDS = 10.0
+
+
+class Progress:
+    """A bar when standard error is a terminal; otherwise a line at most every 10 seconds.
+
+    Args:
+        total: units of work in all.
+        done: units that an earlier call has done.
+        title: what is going on, one word.
+    """
+
+    def __init__(self, total: int, done: int, title: str):
+        self.total, self.first, self.done, self.title = total, done, done, title
+        self.start = self.last_line = time.monotonic()
+        terminal = sys.stderr.isatty()
+        # tqdm's own rate and time left would count what an earlier call did; ours do not.
+        layout = "{desc} {percentage:3.0f}%|{bar}| {postfix}"
+        self.bar = (
+            tqdm(total=total, initial=done, desc=title, bar_format=layout) if terminal else None
+        )
+
+    def advance(self, units: int, text: str) -> None:
+        """Count units of work and show `text` with the time left."""
+        self.done += units
+        now = time.monotonic()
+        status = f"{text}, {duration(self.seconds_left(now))} left"
+        if self.bar is not None:
+            self.bar.set_postfix_str(status, refresh=False)
+            self.bar.update(units)
+        elif now - self.last_line >= LINE_SECONDS or self.done >= self.total:
+            self.last_line = now
+            print(f"{self.title}: {status}", file=sys.stderr, flush=True)
+
+    def rate(self) -> float:
+        """Units per second since the start of this call."""
+        return (self.done - self.first) / max(time.monotonic() - self.start, 1e-9)
+
+    def seconds_left(self, now: float) -> float:
+        return (self.total - self.done) * (now - self.start) / max(self.done - self.first, 1)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def duration(seconds: float) -> str:
+    """1:05 or 2:03:09."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"

@@ -1,0 +1,216 @@
+"""Scores and membership masks as the attack stage takes them, from a run or made elsewhere."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from lira_jax.errors import InputError
+
+# What a missing, truncated or foreign file makes NumPy and zipfile raise.
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    EOFError,
+    RuntimeError,
+    NotImplementedError,
+    MemoryError,
+    SyntaxError,
+    zipfile.BadZipFile,
+    zlib.error,
+    pickle.UnpicklingError,
+)
+
+
+@dataclass(frozen=True)
+class ScoreSet:
+    """The scores of every model on every example, and who trained on what.
+
+    Attributes:
+        scores: φ, float [N, E, Q]; may be a memory map.
+        keep: True where example e was in model n's training set, bool [N, E].
+        block: models per block; None recognises blocks from `keep`.
+        source: where the arrays came from, for messages.
+        labels: true labels, int [E].
+        logits: logits under the identity view, float [N, E, K].
+    """
+
+    scores: Float[np.ndarray, "N E Q"]
+    keep: Bool[np.ndarray, "N E"]
+    block: int | None
+    source: str
+    labels: Int[np.ndarray, " E"] | None = None
+    logits: Float[np.ndarray, "N E K"] | None = None
+
+
+def read_npz(path: Path) -> ScoreSet:
+    """Read scores made elsewhere; `check` has yet to look at their values.
+
+    The file holds `scores` [N, E] or [N, E, Q] and `keep` [N, E] (bool or 0/1), and may hold
+    `labels` [E], `logits` [N, E, K] and `block` (an integer).
+
+    Raises:
+        InputError: no such file, not a readable `.npz`, an array missing, pickled or of the wrong
+            shape or type.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: no such file; give an .npz file with `scores` and `keep`")
+    arrays = _read_arrays(path)
+    for name in ("scores", "keep"):
+        if name not in arrays:
+            held = ", ".join(sorted(arrays)) or "nothing"
+            raise InputError(f"{path}: no array `{name}` (the file holds {held}); add it")
+    scores = arrays["scores"]
+    return ScoreSet(
+        scores=scores[..., np.newaxis] if scores.ndim == 2 else scores,
+        keep=_as_mask(arrays["keep"], str(path)),
+        block=_as_block(arrays["block"], str(path)) if "block" in arrays else None,
+        source=str(path),
+        labels=arrays.get("labels"),
+        logits=arrays.get("logits"),
+    )
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    arrays: dict[str, np.ndarray] = {}
+    name = ""
+    try:
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise InputError(f"{path}: one bare array; save it by np.savez(scores=…, keep=…)")
+            for name in ("scores", "keep", "block", "labels", "logits"):
+                if name in archive.files:
+                    arrays[name] = archive[name]
+        return arrays
+    except _UNREADABLE as error:
+        if "allow_pickle" in str(error) and name:
+            reason = f"`{name}` holds Python objects; save a plain numeric array"
+        elif name:
+            reason = f"`{name}` is truncated or damaged; save the file again by np.savez"
+        else:
+            reason = "truncated, or not an .npz file; save it by np.savez(scores=…, keep=…)"
+        raise InputError(f"{path}: {reason}") from None
+
+
+def _as_mask(keep: np.ndarray, source: str) -> Bool[np.ndarray, "N E"]:
+    """0/1 integers as bool; other types pass, for `check` to refuse."""
+    if keep.dtype.kind not in "iu":
+        return keep
+    wrong = (keep != 0) & (keep != 1)
+    if wrong.any():
+        where = np.argwhere(wrong)[0]
+        raise InputError(
+            f"{source}: `keep` is {keep[tuple(where)]} at {_place(where)}; "
+            "use 1 (trained on) and 0 (not)"
+        )
+    return keep.astype(bool)
+
+
+def _as_block(block: np.ndarray, source: str) -> int:
+    if block.shape != () or block.dtype.kind not in "iu":
+        raise InputError(
+            f"{source}: `block` is {block.dtype} of shape {block.shape}; "
+            "give one integer, the models per block"
+        )
+    return int(block)
+
+
+def check(score_set: ScoreSet) -> ScoreSet:
+    """Refuse arrays that no attack could use; return the score set unchanged.
+
+    Whether the masks give every target its references depends on the protocol, so that is checked
+    where references are chosen (`attacks/references.py`).
+
+    Raises:
+        InputError: wrong dimensions, shapes that do not fit each other, a wrong type, a score that
+            is NaN or infinite, a model with all or no examples, a label outside the classes.
+    """
+    source, scores, keep = score_set.source, score_set.scores, score_set.keep
+    if scores.ndim != 3:
+        raise InputError(
+            f"{source}: `scores` has shape {scores.shape}; "
+            "must be [models, examples] or [models, examples, views]"
+        )
+    if scores.dtype.kind != "f":
+        raise InputError(f"{source}: `scores` is {scores.dtype}; save floating-point numbers")
+    if keep.dtype != np.bool_:
+        raise InputError(f"{source}: `keep` is {keep.dtype}; save booleans")
+    models, examples, queries = scores.shape
+    if keep.shape != (models, examples):
+        raise InputError(
+            f"{source}: `keep` has shape {keep.shape}, `scores` {scores.shape}; "
+            f"`keep` must be ({models}, {examples})"
+        )
+    if models < 2 or examples < 2 or queries < 1:
+        raise InputError(
+            f"{source}: `scores` has shape {scores.shape}; "
+            "give at least 2 models, 2 examples and 1 view"
+        )
+    _check_labels(score_set)
+    members = keep.sum(axis=1)
+    for count, word in ((examples, "member"), (0, "non-member")):
+        if (members == count).any():
+            model = int(np.argmax(members == count))
+            raise InputError(
+                f"{source}: in `keep` every example is a {word} of model {model}; "
+                "remove that model or mend its row"
+            )
+    _check_finite(score_set)
+    return score_set
+
+
+def _check_labels(score_set: ScoreSet) -> None:
+    source, labels, logits = score_set.source, score_set.labels, score_set.logits
+    models, examples, _ = score_set.scores.shape
+    classes = None
+    if logits is not None:
+        if logits.ndim != 3 or logits.shape[:2] != (models, examples) or logits.shape[2] < 2:
+            raise InputError(
+                f"{source}: `logits` has shape {logits.shape}; "
+                f"must be ({models}, {examples}, classes), with at least 2 classes"
+            )
+        if logits.dtype.kind != "f":
+            raise InputError(f"{source}: `logits` is {logits.dtype}; save floating-point numbers")
+        classes = logits.shape[2]
+    if labels is None:
+        return
+    if labels.shape != (examples,) or labels.dtype.kind not in "iu":
+        raise InputError(
+            f"{source}: `labels` is {labels.dtype} of shape {labels.shape}; "
+            f"must be integers of shape ({examples},)"
+        )
+    wrong = labels < 0 if classes is None else (labels < 0) | (labels >= classes)
+    if wrong.any():
+        example = int(np.argmax(wrong))
+        allowed = "0 or above" if classes is None else f"0 … {classes - 1}"
+        raise InputError(
+            f"{source}: `labels` is {labels[example]} at example {example}; must be {allowed}"
+        )
+
+
+def _check_finite(score_set: ScoreSet) -> None:
+    scores = score_set.scores
+    # Beyond float32's range squares would overflow; NaN fails the comparison too.
+    largest = float(np.finfo(np.float32).max)
+    for model in range(scores.shape[0]):  # one model at a time: `scores` may be a large memory map
+        row = np.asarray(scores[model])
+        usable = np.abs(row) <= largest
+        if not usable.all():
+            where = np.argwhere(~usable)[0]
+            raise InputError(
+                f"{score_set.source}: `scores` is {row[tuple(where)]} at model {model}, "
+                f"example {where[0]}, view {where[1]}; "
+                "every score must be finite: compute φ from logits, or remove that model or example"
+            )
+
+
+def _place(index: np.ndarray) -> str:
+    names = ("model", "example")
+    return ", ".join(f"{name} {i}" for name, i in zip(names, index, strict=False)) or "its value"

@@ -1,0 +1,39 @@
+"""Stage 2 on the command line: score every example under every shadow model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+
+from lira_jax import config, run_dir
+from lira_jax.command_line import parse, run_stage, value_of
+from lira_jax.config import ScoreConfig
+
+
+@dataclass(frozen=True)
+class Arguments:
+    run: Path
+    """Run directory whose models are trained; scoring left unfinished is continued."""
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+
+
+def main(arguments: Sequence[str]) -> None:
+    run = value_of("--run", arguments)
+    experiment = run_dir.read_config(run) if run is not None else config.Experiment()
+    default = Arguments(tyro.MISSING, experiment.score)
+    text = "Score every example under every shadow model of a run."
+    parsed = parse(Arguments, default, text, arguments)
+
+    from lira_jax import ensemble, scoring  # JAX starts slowly; --help need not wait for it
+
+    ensemble.use_all_cpu_cores()
+    experiment = dataclasses.replace(experiment, score=parsed.score)
+    scoring.score(config.check(experiment), parsed.run)
+
+
+if __name__ == "__main__":
+    run_stage(main)

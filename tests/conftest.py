@@ -1,0 +1,40 @@
+"""Four host devices for all tests, and small experiments on real digits."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from lira_jax.config import DataConfig, Experiment, NetworkConfig, ScoreConfig, TrainConfig
+
+
+def pytest_configure() -> None:
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", 4)
+
+
+@pytest.fixture
+def tiny() -> Experiment:
+    """Two models of a narrow ResNet-8 on 120 digits, 20 steps each."""
+    return Experiment(
+        seed=3,
+        data=DataConfig(limit=120),
+        network=NetworkConfig("resnet", 8, 4),
+        train=TrainConfig(models=2, epochs=4, batch_size=12, shift=1, ema=0.9, eval_examples=16),
+        score=ScoreConfig(views=2, batch_size=50),
+    )
+
+
+def with_train(experiment: Experiment, **changes: object) -> Experiment:
+    """The experiment with fields of [train] replaced."""
+    train = dataclasses.replace(experiment.train, **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(experiment, train=train)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder and what it holds."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}

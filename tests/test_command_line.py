@@ -1,0 +1,639 @@
+"""The three scripts as people use and misuse them.
+
+All but what needs a process of its own runs in this one, on a linear network that compiles fast.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import attack
+import score
+import train
+from lira_jax import checkpoints, config, datasets, ensemble, run_dir, training
+from lira_jax.command_line import positional, run_stage, value_of
+from lira_jax.config import Experiment
+from lira_jax.progress import Progress
+from tests.conftest import files_of
+
+ROOT = Path(__file__).resolve().parents[1]
+
+EXPERIMENT = """
+seed = 3
+[data]
+limit = 120
+[network]
+arch = "tests.test_command_line:network"
+[train]
+models = 4
+epochs = 4
+batch_size = 12
+mirror = false
+shift = 0
+ema = 0.9
+eval_examples = 16
+group = 2
+[score]
+views = 2
+batch_size = 50
+"""
+
+
+class Linear(nnx.Module):
+    """Pixels, normalised over the batch, to logits."""
+
+    def __init__(self, image_shape, classes, depth, width, dtype, rngs):
+        del depth, width
+        pixels = int(np.prod(image_shape))
+        self.norm = nnx.BatchNorm(pixels, dtype=dtype, rngs=rngs)
+        self.dense = nnx.Linear(pixels, classes, dtype=dtype, rngs=rngs)
+
+    def __call__(self, images):
+        return self.dense(self.norm(images.reshape(len(images), -1)))
+
+
+def network(**settings):
+    return Linear(**settings)
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _same_devices():
+    """JAX already has the devices of conftest.py, which a script would set anew."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ensemble, "use_all_cpu_cores", lambda: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def toml(tmp_path_factory):
+    path = tmp_path_factory.mktemp("configs") / "some.toml"
+    path.write_text(EXPERIMENT)
+    return path
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, toml):
+    """A run of four models, trained and scored without a disturbance; not to be changed."""
+    run = tmp_path_factory.mktemp("runs") / "made"
+    train.main([str(toml), "--run", str(run)])
+    score.main(["--run", str(run)])
+    return run
+
+
+@pytest.fixture
+def run(made, tmp_path):
+    return shutil.copytree(made, tmp_path / "run")
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run a script as a process would, up to its exit code."""
+
+    def call(script, *arguments):
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, arguments)])
+        code = 0
+        try:
+            run_stage(script.main)
+        except SystemExit as end:
+            code = end.code
+        return Outcome(code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def refused(call, tmp_path):
+    """The one line with which a script refuses its input, leaving every file as it was."""
+
+    def refused(script, *arguments):
+        before = files_of(tmp_path)
+        code, _, err = call(script, *arguments)
+        assert files_of(tmp_path) == before
+        assert err.startswith("error: ")
+        assert len(err.splitlines()) == 1
+        assert code == 2
+        return err.removeprefix("error: ").rstrip("\n")
+
+    return refused
+
+
+@pytest.fixture
+def experiment_of(call, monkeypatch):
+    """The experiment that train.py would train."""
+
+    def experiment_of(*arguments):
+        got = []
+        monkeypatch.setattr(training, "train", lambda *given: got.append(given))
+        assert call(train, *arguments) == (0, "", "")
+        return got[0]
+
+    return experiment_of
+
+
+def weights(run):
+    """Every model's variables, from whatever groups they were saved in."""
+    experiment = run_dir.read_config(run)
+    network = training.build_network(experiment, training.candidates(experiment))
+    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    found = {}
+    for group in checkpoints.saved_groups(run):
+        assert group.epoch == experiment.train.epochs
+        size = group.size
+        like = jax.tree.map(lambda x, size=size: np.empty((size, *x.shape), x.dtype), shapes)
+        tree = checkpoints.restore(run, group, like)
+        for row in range(size):
+            found[group.first + row] = b"".join(x[row].tobytes() for x in jax.tree.leaves(tree))
+    return found
+
+
+def assert_same_run(run, other):
+    """Bitwise: masks, labels, weights, scores, logits; and the log but for its seconds."""
+    for name in (run_dir.KEEP, run_dir.LABELS, run_dir.SCORES, run_dir.LOGITS):
+        assert (run / name).read_bytes() == (other / name).read_bytes()
+    assert weights(run) == weights(other)
+    logs = [
+        sorted(json.dumps(line | {"seconds": 0}) for line in run_dir.read_log(folder))
+        for folder in (run, other)
+    ]
+    assert logs[0] == logs[1]
+
+
+# Words on the command line.
+
+
+def test_flags_are_read_ahead_of_parsing_as_the_parser_will():
+    words = ["--seed", "1", "a.toml", "--run", "x", "--train.ema=0", "--run=y z", "b"]
+    assert value_of("--run", words) == Path("y z")
+    assert value_of("--run", ["--run"]) is None
+    assert value_of("--out", words) is None
+    assert positional(words) == Path("a.toml")
+    assert positional(["-h", "a.toml"]) == Path("a.toml")
+    assert positional(["--data.path", "a.toml", "--run", "b.toml"]) is None
+
+
+def test_help_explains_every_field_with_its_default_under_its_name_in_toml(call, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    code, out, err = call(train, "--help")
+    assert (code, err) == (0, "")
+    text = " ".join(re.sub(r"[│╭╰╮╯─]", " ", out).split())
+    entries = dict(re.findall(r" --([a-z_.]+) (.*?)(?= --[a-z]|$)", text))
+    for name, default in config.flatten(Experiment()).items():
+        shown = default if default != "" else "''"
+        explained, found, _ = entries[name].partition(f"(default: {shown})")
+        assert found, (name, entries[name])
+        assert len(explained.split()) > 4
+    assert "(required)" in entries["run"]
+    assert "CONFIG.toml" in text
+
+
+def test_help_shows_the_values_of_a_config_as_defaults(call, toml):
+    _, out, _ = call(train, toml, "--help")
+    assert "(default: 120)" in out
+
+
+@pytest.mark.parametrize(
+    ("script", "flags"),
+    [
+        (score, ["--run", "--score.views {1,2,18,162}", "--score.batch_size"]),
+        (
+            attack,
+            ["--run", "--scores", "--out", "--protocol", "--attack.queries", "--attack.centre"],
+        ),
+    ],
+)
+def test_the_other_scripts_explain_their_flags(call, script, flags):
+    code, out, err = call(script, "--help")
+    assert (code, err) == (0, "")
+    assert all(flag in out for flag in flags)
+
+
+def test_every_field_can_be_overridden(experiment_of, toml):
+    base = config.load(toml)
+    other = {
+        "network.arch": "resnet", "train.models": 6, "train.keep": "1/4", "train.epochs": 9,
+        "train.optimizer": "adam", "train.schedule": "constant", "train.dtype": "bfloat16",
+        "train.ema": 0.0, "train.momentum": 0.5, "score.views": 162, "attack.centre": "median",
+        "data.name": "some name", "data.path": "a b/ü.npz",
+    }  # fmt: skip
+    other["train.keep"] = "1/3"
+    words = []
+    for name, value in config.flatten(base).items():
+        if name not in other:
+            other[name] = not value if isinstance(value, bool) else value + 1
+        words += [f"--{name}", str(other[name])]
+    experiment, run = experiment_of(*words, toml, "--run", "some run")
+    assert config.flatten(experiment) == other
+    assert run == Path("some run")
+
+
+def test_one_override_changes_one_field(experiment_of, toml):
+    base = config.load(toml)
+    wanted = dataclasses.replace(base, train=dataclasses.replace(base.train, models=16))
+    assert experiment_of(toml, "--run", "r", "--train.models", "16") == (wanted, Path("r"))
+    assert experiment_of("--train.models=16", "--run=r", toml) == (wanted, Path("r"))
+
+
+def test_the_last_of_repeated_flags_counts(experiment_of, run, toml):
+    experiment, where = experiment_of("--run", toml.parent, "--run", run, "--seed", 1, "--seed", 3)
+    assert (experiment, where) == (config.load(toml), run)
+
+
+def test_a_run_goes_on_without_naming_its_config(call, run, made):
+    code, out, err = call(train, "--run", f"{run}/")
+    assert (code, out, err) == (0, f"{run}: all 4 models are trained\n", "")
+    assert_same_run(run, made)
+
+
+def test_a_config_needs_no_suffix_but_must_exist(refused, experiment_of, run, toml):
+    message = refused(train, "digits", "--run", run)
+    assert message == "digits: no such file; configs/ holds examples"
+    other = toml.with_name("experiment")
+    other.write_text("seed = 9")
+    assert experiment_of(other, "--run", run)[0] == Experiment(seed=9)
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "said"),
+    [
+        (train, ["--train.modles", "4"], "--train.models"),
+        (train, ["--train.models", "four"], "four"),
+        (train, ["--train.optimizer", "lion"], "momentum"),
+        (train, ["--train.mirror", "1"], "train.mirror"),
+        (train, ["second.toml"], "second.toml"),
+        (score, ["--score.views", "3"], "162"),
+        (score, ["--train.models", "4"], "--train.models"),
+        (attack, ["--protocol", "reference"], "reference-code"),
+    ],
+)
+def test_words_that_no_flag_takes_are_refused_by_the_parser(call, run, toml, script, words, said):
+    before = files_of(run)
+    if script is train:
+        words = [toml, *words]
+    code, _, err = call(script, "--run", run, *words)
+    assert code == 2
+    assert said in err
+    assert "Traceback" not in err
+    assert files_of(run) == before
+
+
+# Bad input: one line, code 2, no traceback, every file as it was.
+
+
+@pytest.mark.parametrize("script", [train, score, attack])
+@pytest.mark.parametrize("kind", ["missing", "empty", "file", "foreign"])
+def test_a_place_without_a_run_is_refused(refused, tmp_path, script, kind):
+    place = tmp_path / "place"
+    if kind == "file":
+        place.write_text("")
+    elif kind != "missing":
+        place.mkdir()
+    if kind == "foreign":
+        (place / "thesis.tex").write_text("chapter 1")
+    message = refused(script, "--run", place)
+    assert message.startswith(f"{place}: holds no run (no config.toml); begin one with python")
+
+
+def test_training_refuses_to_begin_where_something_else_is(refused, tmp_path, toml):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "thesis.tex").write_text("chapter 1")
+    assert "is a file, not a folder" in refused(train, toml, "--run", tmp_path / "file")
+    message = refused(train, toml, "--run", tmp_path / "file" / "run")
+    assert "file/run/config.toml: cannot be written" in message
+    message = refused(train, toml, "--run", tmp_path / "folder")
+    assert "is not empty and holds no run" in message
+    assert "File name too long" in refused(train, toml, "--run", tmp_path / ("x" * 300))
+
+
+def test_training_needs_an_experiment(refused):
+    assert "no experiment: python train.py configs/digits.toml --run" in refused(train)
+
+
+def test_a_missing_or_mistaken_config_is_refused(refused, tmp_path):
+    run = tmp_path / "run"
+    message = refused(train, tmp_path / "none.toml", "--run", run)
+    assert message == f"{tmp_path}/none.toml: no such file; configs/ holds examples"
+    path = tmp_path / "some.toml"
+    path.write_text("[train]\nmodles = 4")
+    message = refused(train, path, "--run", run)
+    assert message == f"{path}: unknown key `train.modles`; did you mean `train.models`?"
+    path.write_text('"two\\nlines" = 4')
+    assert "unknown key `two lines`" in refused(train, path, "--run", run)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--train.models 3", "train.models = 3: models come in blocks of 2"),
+        ("--train.keep 0.2", 'models come in blocks of 5 with train.keep = "0.2"'),
+        ("--train.keep 1/3", "give a multiple of 3"),
+        ("--train.keep 1", 'train.keep = "1": give a fraction between 0 and 1'),
+        ("--train.keep 1/500 --train.models 500", "cannot be cut into 500 folds"),
+        ("--train.batch_size 61", "each model has only 60 training examples"),
+        ("--train.learning_rate nan", "train.learning_rate = nan: must be a finite number"),
+        ("--train.shift 100", "a shift of 100 pixels does not fit images of 8×8"),
+        ("--train.epochs 0", "train.epochs = 0: must be at least 1"),
+        ("--seed -1", "seed = -1: must be at least 0"),
+        ("--data.limit 1", "data.limit = 1"),
+        ("--data.limit 5000", "data.limit = 5000"),
+        ("--data.path nothing/here", "nothing/here"),
+        ("--data.path \udcff", "data.path"),
+        ("--network.arch rsnet", 'network.arch = "rsnet"'),
+        ("--network.arch nowhere:network", "cannot be imported"),
+        ("--network.arch resnet --network.depth 9", "network.depth = 9: resnet has depth 6n+2"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(refused, tmp_path, toml, words, said):
+    assert said in refused(train, toml, "--run", tmp_path / "run", *words.split())
+
+
+def test_a_run_does_not_go_on_as_another(refused, run, toml, monkeypatch):
+    message = refused(train, "--run", run, "--train.ema", "0.5")
+    assert "this run has train.ema = 0.9, not 0.5" in message
+    message = refused(train, toml, "--run", run, "--seed", "4")
+    assert "this run has seed = 3, not 4" in message
+    message = refused(train, toml, "--run", run, "--train.models", "2")
+    assert "this run has train.models = 4, not 2; models are only ever added" in message
+
+    real = datasets.load
+    changed = lambda data: dataclasses.replace(real(data), digest="0" * 64)  # noqa: E731
+    monkeypatch.setattr(datasets, "load", changed)
+    assert "the data have changed" in refused(train, "--run", run)
+    assert "the data have changed" in refused(score, "--run", run)
+
+
+def test_stages_out_of_order_name_what_is_missing_and_the_command(refused, run):
+    folder = run / "checkpoints" / "models_00002-00003"
+    shutil.rmtree(folder)
+    message = refused(score, "--run", run)
+    assert f"models 2–3 of 4 are not trained yet; run python train.py --run {run}" in message
+    rows = np.load(run / "scores.npy", mmap_mode="r+")
+    rows[1, 7, 1] = np.nan
+    rows.flush()
+    message = refused(attack, "--run", run)
+    assert f"model 1 of 4 not scored yet; run python score.py --run {run}" in message
+    (run / "scores.npy").unlink()
+    message = refused(attack, "--run", run)
+    assert message.endswith(f"scores.npy: no such file; run python score.py --run {run}")
+
+
+DAMAGE = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "empty": lambda path: path.write_bytes(b""),
+    "text": lambda path: path.write_text("hello"),
+    "dtype": lambda path: np.save(path, np.load(path).astype(np.float64)),
+    "examples": lambda path: np.save(path, np.load(path)[..., :-1].copy()),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize(
+    ("name", "scripts"),
+    [
+        ("keep.npy", [train, score, attack]),
+        ("labels.npy", [train, score, attack]),
+        ("scores.npy", [score, attack]),
+        ("logits.npy", [score, attack]),
+    ],
+)
+def test_damaged_arrays_are_refused(refused, run, name, scripts, damage):
+    if (name, damage) == ("scores.npy", "examples"):
+        pytest.skip("the last axis of scores is its views")
+    if (name, damage) == ("logits.npy", "examples"):
+        scripts = [score]  # stage 3 cannot know how many classes there were
+    DAMAGE[damage](run / name)
+    for script in scripts:
+        message = refused(script, "--run", run)
+        assert message.startswith(str(run))
+        assert name in message
+        assert re.search(r"delete (it|both) and run (train|score|python score).py", message)
+
+
+def test_a_damaged_config_of_a_run_is_refused(refused, run):
+    path = run / "config.toml"
+    whole = path.read_text()
+    for text in ("", "hello", whole[: len(whole) // 2], whole.split("[run]")[0], "[run]\n"):
+        path.write_text(text)
+        for script in (train, score, attack):
+            assert str(path) in refused(script, "--run", run)
+
+
+def test_other_views_than_those_scored_are_refused(refused, run):
+    message = refused(score, "--run", run, "--score.views", "1")
+    assert "scores.npy: holds 2 views" in message
+    assert "--attack.queries 1" in message
+    message = refused(score, "--run", run, "--score.views", "18")
+    assert "scores.npy: holds 2 views" in message
+    assert "delete" in message
+
+
+def test_the_attack_refuses_what_it_cannot_do(refused, run, tmp_path):
+    message = refused(attack, "--run", run, "--attack.queries", "3")
+    assert "attack.queries = 3" in message
+    assert "holds 2 views; give at most 2" in message
+    message = refused(attack, "--run", run, "--attack.queries", "-1")
+    assert message == "attack.queries = -1: must be at least 0"
+    file = tmp_path / "scores.npz"
+    np.savez(file, scores=np.zeros((4, 8)), keep=np.zeros((4, 8), bool))
+    assert "say where to write with --out DIR" in refused(attack, "--scores", file)
+    either = "give either --run DIR, or --scores FILE.npz and --out DIR"
+    assert refused(attack) == either
+    assert refused(attack, "--run", run, "--scores", file, "--out", tmp_path / "o") == either
+    message = refused(attack, "--scores", tmp_path / "none.npz", "--out", tmp_path / "o")
+    assert "none.npz: no such file" in message
+    message = refused(attack, "--run", run, "--out", file)
+    assert "cannot be made a folder" in message
+
+
+def test_the_attack_writes_into_the_run_what_was_asked(call, run):
+    code, out, err = call(attack, "--run", run, "--attack.queries", "1")
+    assert (code, err) == (0, "")
+    assert "lira-online" in out
+    metrics = json.loads((run / "attack" / "metrics.json").read_text())
+    assert (metrics["models"], metrics["queries"]) == (4, 1)
+    assert (run / "attack" / "figures" / "roc.png").exists()
+
+
+# Damage that a rerun mends.
+
+
+def test_after_deleting_a_damaged_checkpoint_training_and_scoring_complete_the_run(
+    refused, call, run, made
+):
+    """One damaged file in each of several ways, in turn; standard error is the one line."""
+    rows = np.load(run / "scores.npy", mmap_mode="r+")
+    rows[2:] = np.nan
+    rows.flush()
+    folder = run / "checkpoints" / "models_00002-00003"
+    files = sorted(path for path in (folder / "4").rglob("*") if path.is_file())
+    for number, path in enumerate(files):
+        whole = path.read_bytes()
+        middle = len(whole) // 2
+        path.write_bytes(
+            [whole[:middle], b"hello", whole[:middle] + b"\0\0\0" + whole[middle + 3 :]][number % 3]
+        )
+        message = refused(score, "--run", run)
+        assert f"{folder}/4: damaged or foreign checkpoint" in message
+        assert message.endswith(f"delete {folder} and run train.py again")
+        path.write_bytes(whole)
+    path.unlink()
+    refused(score, "--run", run)
+    shutil.rmtree(folder)
+    assert call(train, "--run", run).code == 0
+    assert call(score, "--run", run).code == 0
+    assert_same_run(run, made)
+
+
+def test_more_models_leave_the_first_as_they_are(call, refused, made, toml, tmp_path, monkeypatch):
+    """In a folder with a space and an umlaut, named relative to here."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(ROOT)
+    run = Path("a b") / "ü"
+    assert call(train, toml, "--run", f"{run}/", "--train.models", "2").code == 0
+    assert call(score, "--run", f"./{run}").code == 0
+    two = {name: np.load(run / name) for name in ("keep.npy", "scores.npy", "logits.npy")}
+    two_weights = weights(run)
+    message = refused(attack, "--run", run)
+    assert "2 models are fewer than two blocks of 2" in message
+
+    assert call(train, "--run", run, "--train.models", "4").code == 0
+    message = refused(attack, "--run", run)
+    assert message.endswith(f"models 2–3 of 4 not scored yet; run python score.py --run '{run}'")
+    assert weights(run).items() > two_weights.items()
+    assert call(score, "--run", run).code == 0
+    for name, rows in two.items():
+        np.testing.assert_array_equal(np.load(run / name)[:2], rows)
+    assert_same_run(run, made)
+
+
+# Signals.
+
+
+def signal_at(monkeypatch, count, signum):
+    """Send a signal to this process when work advances for the `count`-th time."""
+    real, calls = Progress.advance, []
+
+    def advance(*arguments):
+        calls.append(1)
+        if len(calls) == count:
+            signal.raise_signal(signum)
+        real(*arguments)
+
+    monkeypatch.setattr(Progress, "advance", advance)
+
+
+def test_training_and_scoring_stopped_by_signals_go_on_to_the_same_run(
+    call, refused, made, toml, tmp_path, monkeypatch
+):
+    run = tmp_path / "run"
+    handlers = [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
+
+    def stopped(script, *arguments, at, signum, code):
+        with monkeypatch.context() as patch:
+            signal_at(patch, at, signum)
+            outcome = call(script, *arguments)
+        assert outcome.code == code
+        last = outcome.err.splitlines()[-1]
+        assert last.startswith(f"{run}: stopped")
+        assert last.endswith("run the same command again to go on")
+        assert "Traceback" not in outcome.err
+
+    # Two groups of two models, four epochs each: in the middle of one, then at the end of one.
+    stopped(train, toml, "--run", run, at=2, signum=signal.SIGINT, code=130)
+    assert checkpoints.saved_groups(run) == [checkpoints.Group(0, 1, 2)]
+    record = run / "checkpoints" / "models_00000-00001" / "2" / "default" / "manifest.ocdbt"
+    whole = record.read_bytes()
+    record.write_bytes(whole[:-1])
+    message = refused(train, "--run", run)
+    assert f"{run}/checkpoints/models_00000-00001/2: damaged or foreign checkpoint" in message
+    record.write_bytes(whole)
+    assert "models 0–3 of 4 are not trained" in refused(score, "--run", run)
+    stopped(train, "--run", run, at=2, signum=signal.SIGTERM, code=143)
+    assert checkpoints.saved_groups(run) == [checkpoints.Group(0, 1, 4)]
+    assert call(train, "--run", run).code == 0
+    assert call(train, "--run", run).out == f"{run}: all 4 models are trained\n"
+
+    # Three batches of each group.
+    stopped(score, "--run", run, at=2, signum=signal.SIGTERM, code=143)
+    assert "models 0–3 of 4 not scored" in refused(attack, "--run", run)
+    stopped(score, "--run", run, at=5, signum=signal.SIGINT, code=130)
+    assert "models 2–3 of 4 not scored" in refused(attack, "--run", run)
+    assert call(score, "--run", run).code == 0
+    assert_same_run(run, made)
+    assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def script(name, *words):
+    # In its own session, so that a Ctrl-C given to the tests is not given to it.
+    return subprocess.Popen(
+        [sys.executable, f"{name}.py", *map(str, words)],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def test_processes_end_with_the_code_and_line_of_what_stopped_them(tmp_path, toml):
+    """Two endless trainings at once, one to get Ctrl-C, one SIGTERM, and a mistake."""
+    signals = {signal.SIGINT: 130, signal.SIGTERM: 143}
+    words = ["--train.epochs", 10**6, "--train.models", 2]
+    endless = {
+        signum: script("train", toml, "--run", tmp_path / str(code), *words)
+        for signum, code in signals.items()
+    }
+    mistake = script("train", tmp_path / "none.toml", "--run", tmp_path / "run")
+    try:
+        out, err = mistake.communicate(timeout=60)
+        message = f"error: {tmp_path}/none.toml: no such file; configs/ holds examples\n"
+        assert (mistake.returncode, out, err) == (2, "", message)
+        for signum, process in endless.items():
+            run = tmp_path / str(signals[signum])
+            limit = time.monotonic() + 120
+            while not (run / "train_log.jsonl").exists():
+                assert process.poll() is None, process.communicate()
+                assert time.monotonic() < limit
+                time.sleep(0.05)
+            process.send_signal(signum)
+            _, err = process.communicate(timeout=60)
+            assert process.returncode == signals[signum]
+            assert err.splitlines()[-1] == (
+                f"{run}: stopped and saved; run the same command again to go on"
+            )
+            assert "Traceback" not in err
+            [group] = checkpoints.saved_groups(run)
+            assert group.epoch == run_dir.read_log(run)[-1]["epoch"]
+    finally:
+        for process in endless.values():
+            process.kill()
+            process.communicate()
+
+
+def test_a_terminal_without_our_letters_is_no_obstacle(run):
+    shutil.rmtree(run / "checkpoints" / "models_00002-00003")
+    outcome = subprocess.run(
+        [sys.executable, "score.py", "--run", str(run)],
+        cwd=ROOT, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"}, check=False,
+    )  # fmt: skip
+    assert outcome.returncode == 2
+    assert outcome.stderr.startswith(b"error: ")
+    assert b"models 2\\u20133 of 4 are not trained yet" in outcome.stderr

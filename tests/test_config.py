@@ -1,0 +1,256 @@
+"""The experiment as TOML: what is read is what was written, and what is wrong is named."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from lira_jax import config
+from lira_jax.config import (
+    FREE_TO_CHANGE,
+    AttackConfig,
+    DataConfig,
+    Experiment,
+    NetworkConfig,
+    ScoreConfig,
+    TrainConfig,
+)
+from lira_jax.errors import InputError
+
+CONFIGS = sorted(Path(__file__).resolve().parents[1].glob("configs/*.toml"))
+
+texts = st.text(st.characters(codec="utf-8"))
+floats = st.floats(allow_nan=False)
+experiments = st.builds(
+    Experiment,
+    seed=st.integers(),
+    data=st.builds(DataConfig, name=texts, path=texts, limit=st.integers()),
+    network=st.builds(NetworkConfig, arch=texts),
+    train=st.builds(TrainConfig, keep=texts, learning_rate=floats, ema=floats, momentum=floats),
+    score=st.builds(ScoreConfig),
+    attack=st.builds(AttackConfig),
+)
+every_character = "".join(chr(code) for code in range(0x100)) + "\u2028\ufeff\\u0041€𝄞"
+
+
+def written(folder: Path, text: str | bytes) -> Path:
+    path = folder / "some.toml"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+def load_text(folder: Path, text: str | bytes) -> Experiment:
+    return config.load(written(folder, text))
+
+
+def refusal(folder: Path, text: str | bytes) -> str:
+    """The one line with which a file is refused, which names the file."""
+    with pytest.raises(InputError) as caught:
+        config.check(load_text(folder, text))
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    return message
+
+
+def of(**changes: object) -> Experiment:
+    """The defaults with dotted fields replaced, dots written as two underscores."""
+    experiment = Experiment()
+    for name, value in changes.items():
+        section, _, key = name.rpartition("__")
+        if section:
+            inner = dataclasses.replace(getattr(experiment, section), **{key: value})
+            key, value = section, inner
+        experiment = dataclasses.replace(experiment, **{key: value})  # type: ignore[arg-type]
+    return experiment
+
+
+@given(experiments)
+@example(of(data__path=every_character, data__name='"""', network__arch="\\", train__keep="'"))
+@example(of(train__learning_rate=float("inf"), train__ema=1e-300, train__momentum=1e22))
+def test_what_is_written_is_read_back(tmp_path_factory, experiment):
+    folder = tmp_path_factory.getbasetemp()
+    text = config.to_toml(experiment, {"data_digest": every_character})
+    assert load_text(folder, text) == experiment
+    assert tomllib.loads(text)["run"] == {"data_digest": every_character}
+
+
+def test_fields_left_out_take_their_defaults(tmp_path):
+    assert load_text(tmp_path, "") == Experiment()
+    assert load_text(tmp_path, "[train]\nmodels = 16") == of(train__models=16)
+
+
+def test_a_byte_order_mark_is_no_mistake(tmp_path):
+    assert load_text(tmp_path, b"\xef\xbb\xbfseed = 7") == of(seed=7)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_config_of_the_repository_can_be_used(path):
+    experiment = config.check(config.load(path))
+    assert config.differences(experiment, Experiment())
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "nearest"),
+    [
+        ("sede = 1", "sede", "seed"),
+        ("model = 4", "model", "train.models"),
+        ("[train]\nmodles = 4", "train.modles", "train.models"),
+        ("[train]\nlr = 0.1\nlearning-rate = 0.1", "train.lr", None),
+        ("[train]\nlearning-rate = 0.1", "train.learning-rate", "train.learning_rate"),
+        ("[train]\nlimit = 100", "train.limit", "data.limit"),
+        ("[attack]\nviews = 18", "attack.views", "score.views"),
+        ("[score]\nbatchsize = 1", "score.batchsize", "score.batch_size"),
+        ("[trian]\nmodels = 4", "trian", "[train]"),
+        ("[model]\ndepth = 8", "model", "train.models"),
+        ("[data.images]\nlimit = 1", "data.images", None),
+        ('"quo\\nted" = 1', "quo ted", None),
+        ("zzzz = 1", "zzzz", None),
+    ],
+)
+def test_an_unknown_key_is_named_with_its_file_and_the_nearest_valid_one(
+    tmp_path, text, key, nearest
+):
+    with pytest.raises(InputError) as caught:
+        load_text(tmp_path, text)
+    message = " ".join(str(caught.value).splitlines())  # as the command line prints it
+    assert message.startswith(f"{tmp_path}/some.toml: unknown key `{key}`; ")
+    if nearest is None:
+        assert "valid keys: " in message
+    else:
+        assert message.endswith(f"did you mean `{nearest}`?")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('[train]\nmodels = "4"', "train.models = '4': must be a whole number"),
+        ("[train]\nmodels = 4.0", "train.models = 4.0: must be a whole number"),
+        ("[train]\nmodels = true", "train.models = True: must be a whole number"),
+        ("[train]\nmodels = [4]", "train.models = [4]: must be a whole number"),
+        ("[train]\nkeep = 0.5", "train.keep = 0.5: must be text in quotes"),
+        ("[train]\nmirror = 1", "train.mirror = 1: must be true or false"),
+        ('[train]\nmirror = "no"', "train.mirror = 'no': must be true or false"),
+        ("[train]\nema = true", "train.ema = True: must be a number"),
+        (f"[train]\nema = {10**400}", "must be a number"),
+        ("[data]\nlimit = 2026-01-01", "must be a whole number"),
+        (
+            '[train]\noptimizer = "lion"',
+            "train.optimizer = 'lion': choose one of momentum, sgd, adam",
+        ),
+        ("[score]\nviews = 3", "score.views = 3: choose one of 1, 2, 18, 162"),
+        ("[score]\nviews = true", "score.views = True: choose one of 1, 2, 18, 162"),
+        ("[score]\nviews = 2.0", "score.views = 2.0: choose one of 1, 2, 18, 162"),
+        ("[score]\nviews = [2]", "score.views = [2]: choose one of 1, 2, 18, 162"),
+        ("train = 3", "`train` is a section: write [train]"),
+        ("[train", "not readable as TOML"),
+        ("seed = 1\nseed = 2", "not readable as TOML"),
+        (b"[data]\nname = '\xff'", "not readable as TOML"),
+        (bytes(range(256)), "not readable as TOML"),
+    ],
+)
+def test_a_wrong_type_choice_or_file_is_named_with_its_place(tmp_path, text, problem):
+    message = refusal(tmp_path, text)
+    assert message.startswith(f"{tmp_path}/some.toml: ")
+    assert problem in message
+
+
+def test_a_whole_number_is_a_number(tmp_path):
+    read = load_text(tmp_path, "[train]\nlearning_rate = 1").train.learning_rate
+    assert (read, type(read)) == (1.0, float)
+
+
+@pytest.mark.parametrize("name", ["missing.toml", "file/below.toml"])
+def test_a_missing_file_is_named(tmp_path, name):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=f"{name}: no such file; configs/ holds examples"):
+        config.load(tmp_path / name)
+
+
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(InputError, match="not readable"):
+        config.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"train__keep": keep}, "between 0 and 1")
+        for keep in ("0", "1", "2/2", "3/2", "-1/2", "1/0", "half", "", "nan", "inf", "1/2/3")
+    ]
+    + [
+        ({"train__models": 3}, "blocks of 2"),
+        ({"train__models": 4, "train__keep": "1/3"}, "multiple of 3"),
+        ({"train__models": 6, "train__keep": "1/4"}, "multiple of 4"),
+        ({"train__models": 0}, "at least 1"),
+        ({"train__models": -2}, "at least 1"),
+        ({"seed": -1}, "seed = -1: must be at least 0"),
+        ({"seed": 2**32}, "seed = 4294967296: must be below"),
+        ({"data__limit": -1}, "data.limit"),
+        ({"network__depth": 0}, "network.depth"),
+        ({"network__width": -16}, "network.width"),
+        ({"train__epochs": 0}, "train.epochs"),
+        ({"train__batch_size": 0}, "train.batch_size"),
+        ({"train__shift": -1}, "train.shift"),
+        ({"train__cutout": -1}, "train.cutout"),
+        ({"train__group": -1}, "train.group"),
+        ({"train__width": -1}, "train.width"),
+        ({"train__eval_examples": 0}, "train.eval_examples"),
+        ({"train__weight_decay": -1e-4}, "train.weight_decay"),
+        ({"train__weight_decay": float("inf")}, "finite"),
+        ({"train__checkpoint_minutes": -1.0}, "train.checkpoint_minutes"),
+        ({"score__batch_size": 0}, "score.batch_size"),
+        ({"attack__queries": -1}, "attack.queries"),
+        ({"train__ema": 1.0}, "below 1"),
+        ({"train__ema": -0.1}, "below 1"),
+        ({"train__ema": float("nan")}, "train.ema"),
+        ({"train__momentum": 1.0}, "train.momentum"),
+        ({"train__learning_rate": 0.0}, "above 0"),
+        ({"train__learning_rate": -0.1}, "above 0"),
+        ({"train__learning_rate": float("nan")}, "finite"),
+        ({"train__learning_rate": float("inf")}, "finite"),
+        ({"data__path": "a\0b"}, "data.path"),
+        ({"data__path": "\udcff"}, "Unicode"),
+    ],
+)
+def test_values_that_no_stage_could_use_are_named(changes, problem):
+    with pytest.raises(InputError, match=problem):
+        config.check(of(**changes))
+
+
+def test_the_defaults_can_be_used():
+    assert config.check(Experiment()) == Experiment()
+
+
+@pytest.mark.parametrize(
+    ("keep", "fraction"), [("1/2", (1, 2)), ("0.5", (1, 2)), ("2/4", (1, 2)), ("2/3", (2, 3))]
+)
+def test_keep_is_a_fraction_in_lowest_terms(keep, fraction):
+    assert config.keep_fraction(keep) == fraction
+
+
+def changed(value: object) -> object:
+    if isinstance(value, bool):
+        return not value
+    return f"{value}x" if isinstance(value, str) else value + 1  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", list(config.flatten(Experiment())))
+def test_a_run_may_go_on_only_if_nothing_that_changes_its_weights_differs(name):
+    before = config.flatten(Experiment())[name]
+    after = "1/3" if name == "train.keep" else changed(before)
+    found = config.differences(Experiment(), of(**{name.replace(".", "__"): after}))
+    free = name in FREE_TO_CHANGE or name.startswith(("score.", "attack."))
+    assert found == ([] if free else [(name, before, after)])
+
+
+def test_another_spelling_of_the_same_keep_fraction_is_no_difference():
+    assert config.differences(of(train__keep="1/2"), of(train__keep="2/4")) == []
+
+
+def test_free_fields_exist():
+    assert set(config.flatten(Experiment())) >= FREE_TO_CHANGE

@@ -1,0 +1,710 @@
+"""Every source gives the arrays that were put into it; every bad one gets a single line."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import socket
+import sys
+import tarfile
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from lira_jax import datasets
+from lira_jax.config import DataConfig
+from lira_jax.errors import InputError
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+REAL = REPOSITORY.parent / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A cache and a TFDS folder of this test's own, and no network."""
+    tried: list[Any] = []
+
+    def refuse(*target: Any, **_: Any) -> None:
+        tried.append(target)
+        raise OSError("no network here")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    yield tmp_path / "cache" / "lira_jax" / "datasets"
+    assert not tried  # also where a library swallowed the error
+
+
+def arrays(count: int, shape: tuple[int, ...], classes: int = 3, seed: int = 0) -> tuple[Any, Any]:
+    """Random uint8 images [count, *shape], and labels that run through the classes in turn."""
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (count, *shape), dtype=np.uint8), np.arange(count) % classes
+
+
+def png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_parquet(
+    file: Path,
+    images: Sequence[Any],
+    labels: Any,
+    names: Sequence[str] | None = None,
+    columns: tuple[str, str] = ("image", "label"),
+) -> None:
+    """Images (arrays, or bytes as they are) in the Hugging Face layout, two rows a group."""
+    cells = [{"bytes": png(x) if isinstance(x, np.ndarray) else x, "path": None} for x in images]
+    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    label = labels if isinstance(labels, pa.Array) else pa.array(np.asarray(labels))
+    table = pa.table({columns[0]: pa.array(cells, struct), columns[1]: label})
+    if names:
+        about = {"info": {"features": {columns[1]: {"names": names, "_type": "ClassLabel"}}}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps(about)})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, file, row_group_size=2)
+
+
+def write_tar(file: Path, members: dict[str, bytes]) -> None:
+    with tarfile.open(file, "w:gz") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+
+
+def cifar10_members(images: np.ndarray, labels: np.ndarray) -> dict[str, bytes]:
+    """Two images to each of five batches, the rest to the test batch."""
+    records = np.hstack(
+        [labels[:, None].astype(np.uint8), images.transpose(0, 3, 1, 2).reshape(len(images), -1)]
+    )
+    folder = "cifar-10-batches-bin"
+    members = {
+        f"{folder}/data_batch_{i + 1}.bin": records[2 * i : 2 * i + 2].tobytes() for i in range(5)
+    }
+    members[f"{folder}/test_batch.bin"] = records[10:].tobytes()
+    members[f"{folder}/batches.meta.txt"] = b"airplane\nautomobile\nbird\n\n"
+    return members
+
+
+def write_tfds(folder: Path, splits: dict[str, tuple[Any, Any]], names: Sequence[str]) -> None:
+    """A real TFDS data set in array_record format, written without TensorFlow.
+
+    The image bytes come as open files, because encoding arrays would need TensorFlow.
+    """
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.dataset_info import DatasetIdentity, DatasetInfo
+    from tensorflow_datasets.core.sequential_writer import SequentialWriter
+
+    data_dir = folder / "tiny" / "1.0.0"
+    data_dir.mkdir(parents=True)
+    shape = splits["train"][0].shape[1:]
+    info = DatasetInfo(
+        builder=DatasetIdentity(
+            name="tiny",
+            version=tfds.core.Version("1.0.0"),
+            data_dir=str(data_dir),
+            module_name="tiny",
+        ),
+        features=tfds.features.FeaturesDict(
+            {
+                "image": tfds.features.Image(shape=shape),
+                "label": tfds.features.ClassLabel(names=names),
+            }
+        ),
+    )
+    writer = SequentialWriter(info, max_examples_per_shard=4, file_format="array_record")
+    writer.initialize_splits(list(splits))
+    for split, (images, labels) in splits.items():
+        examples = [
+            {"image": io.BytesIO(png(image)), "label": int(label)}
+            for image, label in zip(images, labels, strict=True)
+        ]
+        writer.add_examples({split: examples})
+    writer.close_all()
+
+
+class NoTensorFlow:
+    """An import hook under which importing TensorFlow fails."""
+
+    @staticmethod
+    def find_spec(name: str, *_: Any) -> None:
+        if name == "tensorflow":
+            raise ImportError("TensorFlow was asked for")
+
+
+def write_module(folder: Path, body: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """user_arrays.py in a working directory of its own."""
+    folder.mkdir(exist_ok=True)
+    (folder / "user_arrays.py").write_text(body)
+    monkeypatch.chdir(folder)
+    monkeypatch.delitem(sys.modules, "user_arrays", raising=False)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+
+def check(dataset: datasets.Dataset, train: Any, test: Any, classes: Sequence[str]) -> None:
+    """`dataset` holds exactly these arrays, in the types that are promised."""
+    for x, y, expected in (
+        (dataset.x_train, dataset.y_train, train),
+        (dataset.x_test, dataset.y_test, test),
+    ):
+        assert (x.dtype, y.dtype) == (np.uint8, np.int32)
+        np.testing.assert_array_equal(x, expected[0], strict=True)
+        np.testing.assert_array_equal(y, expected[1])
+    assert dataset.classes == tuple(classes)
+    assert len(dataset.digest) == 64
+
+
+def refused(config: DataConfig, *parts: str) -> str:
+    """The message of the InputError: one line that holds all of `parts`."""
+    with pytest.raises(InputError) as caught:
+        datasets.load(config)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+    return message
+
+
+# Every source.
+
+
+def test_digits() -> None:
+    from sklearn.datasets import load_digits
+
+    dataset = datasets.load(DataConfig())
+    digits: Any = load_digits()
+    assert dataset.name == "digits"
+    assert dataset.x_train.shape == (1797, 8, 8, 1)
+    assert dataset.x_test.shape == (0, 8, 8, 1)
+    assert (dataset.x_train.min(), dataset.x_train.max()) == (0, 255)
+    # Undoing the scaling gives scikit-learn's own values: nothing was lost.
+    undone = np.round(dataset.x_train[..., 0].astype(float) * 16 / 255)
+    np.testing.assert_array_equal(undone, digits.images)
+    np.testing.assert_array_equal(dataset.y_train, digits.target)
+    assert dataset.classes == tuple("0123456789")
+
+
+def test_cifar10_archive_under_any_file_name(tmp_path: Path) -> None:
+    images, labels = arrays(13, (32, 32, 3))
+    write_tar(tmp_path / "mine.tgz", cifar10_members(images, labels))
+    dataset = datasets.load(DataConfig(path=str(tmp_path / "mine.tgz")))
+    train, test = (images[:10], labels[:10]), (images[10:], labels[10:])
+    check(dataset, train, test, ["airplane", "automobile", "bird"])
+    assert dataset.name == "mine.tgz"
+
+
+def test_cifar100_archive_takes_the_fine_labels(tmp_path: Path) -> None:
+    images, labels = arrays(6, (32, 32, 3), classes=4)
+    coarse = np.full((6, 1), 7, np.uint8)
+    pixels = images.transpose(0, 3, 1, 2).reshape(6, -1)
+    records = np.hstack([coarse, labels[:, None].astype(np.uint8), pixels])
+    members = {
+        "cifar-100-binary/train.bin": records[:4].tobytes(),
+        "cifar-100-binary/test.bin": records[4:].tobytes(),
+        "cifar-100-binary/coarse_label_names.txt": b"fish\n",
+        "cifar-100-binary/fine_label_names.txt": b"apple\nbaby\nbear\nbed\n",
+    }
+    write_tar(tmp_path / "a.tar.gz", members)
+    dataset = datasets.load(DataConfig(name="CIFAR-100", path=str(tmp_path / "a.tar.gz")))
+    train, test = (images[:4], labels[:4]), (images[4:], labels[4:])
+    check(dataset, train, test, ["apple", "baby", "bear", "bed"])
+    assert dataset.name == "CIFAR-100"
+
+
+def test_parquet_grey(tmp_path: Path) -> None:
+    train, test = arrays(7, (5, 4, 1)), arrays(3, (5, 4, 1), seed=1)
+    write_parquet(tmp_path / "mine" / "train.parquet", *train, names=["a", "b", "c"])
+    write_parquet(tmp_path / "mine" / "test.parquet", *test, names=["a", "b", "c"])
+    write_parquet(tmp_path / "mine" / "latest.parquet", *test)  # no split's name: left alone
+    dataset = datasets.load(DataConfig(path=str(tmp_path / "mine")))
+    check(dataset, train, test, ["a", "b", "c"])
+
+
+def test_parquet_sharded_as_on_the_hub(tmp_path: Path) -> None:
+    """Shards in data/, columns img and fine_label, validation for test, no class names."""
+    (x, y), test = arrays(9, (4, 4, 3)), arrays(3, (4, 4, 3), seed=1)
+    columns = ("img", "fine_label")
+    for shard, part in enumerate((slice(0, 5), slice(5, 9))):
+        file = tmp_path / "data" / f"train-0000{shard}-of-00002.parquet"
+        write_parquet(file, x[part], y[part], columns=columns)
+    file = tmp_path / "data" / "validation-00000-of-00001.parquet"
+    write_parquet(file, *test, columns=columns)
+    check(datasets.load(DataConfig(path=str(tmp_path))), (x, y), test, ["0", "1", "2"])
+    (tmp_path / "data" / "train-00000-of-00002.parquet").unlink()
+    refused(DataConfig(path=str(tmp_path)), "train-00001-of-00002.parquet", "2 shards, 1 are")
+
+
+def test_parquet_converts_palette_images_to_rgb(tmp_path: Path) -> None:
+    colour = np.zeros((4, 4, 3), np.uint8)
+    colour[:2] = (255, 0, 0)
+    buffer = io.BytesIO()
+    Image.fromarray(colour).convert("P").save(buffer, "PNG")
+    write_parquet(tmp_path / "train.parquet", [buffer.getvalue()] * 2, [0, 1])
+    dataset = datasets.load(DataConfig(path=str(tmp_path)))
+    np.testing.assert_array_equal(dataset.x_train, np.stack([colour, colour]))
+
+
+def test_npz(tmp_path: Path) -> None:
+    train, test = arrays(6, (4, 4, 3)), arrays(3, (4, 4, 3), seed=1)
+    file = tmp_path / "mine.npz"
+    np.savez(file, x_train=train[0], y_train=train[1], x_test=test[0], y_test=test[1])
+    check(datasets.load(DataConfig(path=str(file))), train, test, ["0", "1", "2"])
+
+
+def test_npz_without_channels_and_without_test(tmp_path: Path) -> None:
+    x, y = arrays(6, (4, 5))
+    np.savez_compressed(tmp_path / "mine.npz", x_train=x, y_train=y)
+    dataset = datasets.load(DataConfig(path=str(tmp_path / "mine.npz")))
+    empty = np.empty((0, 4, 5, 1), np.uint8), np.empty(0)
+    check(dataset, (x[..., None], y), empty, ["0", "1", "2"])
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        "x, y, x[:2], y[:2]",
+        "dict(x_train=x, y_train=y, x_test=x[:2], y_test=y[:2])",
+        "Dataset('mine', x, y, x[:2], y[:2], ('0', '1', '2'), '')",
+    ],
+)
+def test_user_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, returned: str) -> None:
+    body = f"""
+import numpy as np
+from lira_jax.datasets import Dataset
+def build():
+    x, y = np.arange(48, dtype=np.uint8).reshape(3, 4, 4, 1), np.arange(3)
+    return {returned}
+"""
+    write_module(tmp_path / "cwd", body, monkeypatch)
+    before = list(sys.path)
+    dataset = datasets.load(DataConfig(name="user_arrays:build"))
+    x, y = np.arange(48, dtype=np.uint8).reshape(3, 4, 4, 1), np.arange(3)
+    check(dataset, (x, y), (x[:2], y[:2]), ["0", "1", "2"])
+    assert sys.path == before
+
+
+@pytest.mark.parametrize("second", ["test", "validation"])
+def test_tfds(
+    tmp_path: Path,
+    second: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    train, test = arrays(6, (4, 4, 3)), arrays(3, (4, 4, 3), seed=1)
+    write_tfds(tmp_path / "tfds", {"train": train, second: test}, ["a", "b", "c"])
+    monkeypatch.delitem(sys.modules, "tensorflow", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [NoTensorFlow, *sys.meta_path])
+    capfd.readouterr()
+    check(datasets.load(DataConfig(name="tiny")), train, test, ["a", "b", "c"])
+    assert capfd.readouterr() == ("", "")
+    assert not caplog.records
+
+
+@pytest.mark.skipif(not (REAL / "cifar10-jpeg").exists(), reason="no real CIFAR-10 beside here")
+def test_real_cifar10(tmp_path: Path) -> None:
+    """The smaller of the two real files, to be quick."""
+    (tmp_path / "train.parquet").symlink_to(REAL / "cifar10-jpeg" / "test.parquet")
+    dataset = datasets.load(DataConfig(path=str(tmp_path)))
+    assert dataset.x_train.shape == (10_000, 32, 32, 3)
+    np.testing.assert_array_equal(np.bincount(dataset.y_train), np.full(10, 1000))
+    assert dataset.classes[0] == "airplane"
+    assert 110 < dataset.x_train.mean() < 130  # CIFAR-10's mean is about 121
+
+
+@pytest.mark.skipif(not (REAL / "mnist").exists(), reason="no real MNIST beside here")
+def test_real_mnist(tmp_path: Path) -> None:
+    (tmp_path / "train.parquet").symlink_to(REAL / "mnist" / "test.parquet")
+    dataset = datasets.load(DataConfig(path=str(tmp_path)))
+    assert dataset.x_train.shape == (10_000, 28, 28, 1)
+    assert np.bincount(dataset.y_train).tolist() == [
+        980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009
+    ]  # fmt: skip
+
+
+# Limit and digest.
+
+
+def test_limit_takes_the_first_training_images(tmp_path: Path) -> None:
+    train, test = arrays(6, (4, 4, 3)), arrays(3, (4, 4, 3), seed=1)
+    write_parquet(tmp_path / "train.parquet", *train)
+    write_parquet(tmp_path / "test.parquet", *test)
+    full = datasets.load(DataConfig(path=str(tmp_path)))
+    dataset = datasets.load(DataConfig(path=str(tmp_path), limit=4))
+    check(dataset, (train[0][:4], train[1][:4]), test, ["0", "1", "2"])
+    assert isinstance(dataset.x_train, np.memmap)
+    assert dataset.digest != full.digest
+    assert datasets.load(DataConfig(path=str(tmp_path), limit=6)).digest == full.digest
+    refused(DataConfig(path=str(tmp_path), limit=7), "data.limit = 7", "6 training images")
+    refused(DataConfig(path=str(tmp_path), limit=1), "data.limit = 1", "one class")
+
+
+def test_digest_follows_the_content_not_the_source(tmp_path: Path) -> None:
+    x, y = arrays(6, (4, 4, 3))
+    write_parquet(tmp_path / "train.parquet", x, y)
+    np.savez(tmp_path / "same.npz", x_train=x, y_train=y.astype(np.uint8))
+    digests = [
+        datasets.load(DataConfig(path=str(path))).digest
+        for path in (tmp_path, tmp_path / "same.npz")
+    ]
+    x[0, 0, 0, 0] ^= 1
+    np.savez(tmp_path / "other.npz", x_train=x, y_train=y)
+    assert digests[0] == digests[1]
+    assert datasets.load(DataConfig(path=str(tmp_path / "other.npz"))).digest != digests[0]
+
+
+# The cache.
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The places of the images decoded so far."""
+    places: list[str] = []
+    original = datasets._decode_image
+
+    def counted(data: bytes, place: str) -> np.ndarray:
+        places.append(place)
+        return original(data, place)
+
+    monkeypatch.setattr(datasets, "_decode_image", counted)
+    return places
+
+
+def test_cache_is_keyed_by_content(tmp_path: Path, cache: Path, decoded: list[str]) -> None:
+    x, y = arrays(6, (4, 4, 3))
+    write_parquet(tmp_path / "a" / "train.parquet", x, y, names=["a", "b", "c"])
+    first = datasets.load(DataConfig(path=str(tmp_path / "a")))
+    again = datasets.load(DataConfig(path=str(tmp_path / "a")))
+    assert len(decoded) == 6
+    assert again.digest == first.digest
+    check(again, (x, y), (first.x_test, first.y_test), ["a", "b", "c"])
+    assert isinstance(again.x_train, np.memmap)
+    assert not again.x_train.flags.writeable
+
+    # A copy elsewhere shares the entry; an edit in place does not.
+    write_parquet(tmp_path / "b" / "train.parquet", x, y, names=["a", "b", "c"])
+    datasets.load(DataConfig(path=str(tmp_path / "b")))
+    assert len(decoded) == 6
+    write_parquet(tmp_path / "a" / "train.parquet", x[::-1], y, names=["a", "b", "c"])
+    edited = datasets.load(DataConfig(path=str(tmp_path / "a")))
+    assert len(decoded) == 12
+    np.testing.assert_array_equal(edited.x_train, x[::-1])
+    assert len(list(cache.iterdir())) == 2  # no scratch folder stays behind
+
+
+def truncate(folder: Path) -> None:
+    file = folder / "x_train.npy"
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def reshape(folder: Path) -> None:
+    np.save(folder / "y_train.npy", np.zeros(5, np.int64))
+
+
+def empty(folder: Path) -> None:
+    (folder / "x_test.npy").write_bytes(b"")
+
+
+def forget(folder: Path) -> None:
+    (folder / "about.json").unlink()
+
+
+def garble(folder: Path) -> None:
+    (folder / "about.json").write_text("[1, 2")
+
+
+@pytest.mark.parametrize("damage", [truncate, reshape, empty, forget, garble])
+def test_damaged_cache_is_rebuilt(
+    tmp_path: Path,
+    cache: Path,
+    decoded: list[str],
+    damage: Callable[[Path], None],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    x, y = arrays(6, (4, 4, 3))
+    write_parquet(tmp_path / "train.parquet", x, y)
+    datasets.load(DataConfig(path=str(tmp_path)))
+    (folder,) = cache.iterdir()
+    damage(folder)
+    capfd.readouterr()
+    for _ in range(2):  # the second time from the repaired entry
+        np.testing.assert_array_equal(datasets.load(DataConfig(path=str(tmp_path))).x_train, x)
+    assert len(decoded) == 12
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1
+    assert f"{folder}: damaged cache" in said
+    assert list(cache.iterdir()) == [folder]
+
+
+def test_cache_tolerates_another_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other process puts its folder in place while this one decodes."""
+    x, y = arrays(6, (4, 4, 3))
+    write_parquet(tmp_path / "train.parquet", x, y)
+    original = datasets._decode_parquet
+
+    def overtaken(*args: Any) -> Any:
+        monkeypatch.setattr(datasets, "_decode_parquet", original)
+        other = datasets.load(DataConfig(path=str(tmp_path)))
+        np.testing.assert_array_equal(other.x_train, x)
+        return original(*args)
+
+    monkeypatch.setattr(datasets, "_decode_parquet", overtaken)
+    np.testing.assert_array_equal(datasets.load(DataConfig(path=str(tmp_path))).x_train, x)
+
+
+def test_goes_on_without_a_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    x, y = arrays(6, (4, 4, 3))
+    write_parquet(tmp_path / "train.parquet", x, y)
+    (tmp_path / "file").write_text("no folder can be made below a file")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    np.testing.assert_array_equal(datasets.load(DataConfig(path=str(tmp_path))).x_train, x)
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1
+    assert "not cached" in said
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("nowhere.npz", "check data.path"),
+        ("cifar-10-binary.tar.gz", "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"),
+        ("cifar-100-binary.tar.gz", "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz"),
+    ],
+)
+def test_missing_file(tmp_path: Path, name: str, part: str) -> None:
+    refused(DataConfig(path=str(tmp_path / name)), name, "no such file", part)
+
+
+def test_bad_archives(tmp_path: Path) -> None:
+    file = tmp_path / "cifar-10-binary.tar.gz"
+    config = DataConfig(path=str(file))
+    members = cifar10_members(*arrays(13, (32, 32, 3)))
+    url = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+
+    write_tar(file, members)
+    file.write_bytes(file.read_bytes()[:20_000])
+    refused(config, str(file), "not a tar archive", url)
+    file.write_bytes(b"<html>404</html>")
+    refused(config, str(file), "not a tar archive", url)
+    file.write_bytes(b"")
+    refused(config, str(file), "not a tar archive", url)
+    write_tar(file, {"cifar-10-batches-py/data_batch_1": b"pickle"})
+    refused(config, str(file), "data_batch_1.bin", "binary version", url)
+    batch = "cifar-10-batches-bin/data_batch_3.bin"
+    write_tar(file, members | {batch: members[batch][:-1]})
+    refused(config, str(file), "data_batch_3.bin has 6145 bytes", url)
+    write_tar(file, members | {"cifar-10-batches-bin/batches.meta.txt": b"airplane\nbird\n"})
+    refused(config, str(file), "train label 2 in row 2", "0…1")
+
+
+def bad_arrays() -> dict[str, tuple[dict[str, Any], str]]:
+    x, y = arrays(6, (4, 4, 3))
+    test = {"x_test": x, "y_test": y}
+    return {
+        "unit floats": ({"x_train": x / 255, "y_train": y}, "multiply by 255"),
+        "int images": ({"x_train": x.astype(int), "y_train": y}, "images are int64"),
+        "flat images": ({"x_train": x.reshape(6, -1), "y_train": y}, "shape (6, 48)"),
+        "objects": ({"x_train": np.array([None] * 6), "y_train": y}, "object"),
+        "no pixels": ({"x_train": x[:, :0], "y_train": y}, "no pixels"),
+        "empty": ({"x_train": x[:0], "y_train": y[:0]}, "no training images"),
+        "count": ({"x_train": x, "y_train": y[:5]}, "6 images but 5 labels"),
+        "test count": ({"x_train": x, "y_train": y, "x_test": x, "y_test": y[:5]}, "test has 6"),
+        "float labels": ({"x_train": x, "y_train": y * 1.0}, "labels are float64"),
+        "bool labels": ({"x_train": x, "y_train": y > 0}, "labels are bool"),
+        "one-hot labels": ({"x_train": x, "y_train": np.eye(3, dtype=int)[y]}, "shape (6, 3)"),
+        "negative": ({"x_train": x, "y_train": y - 1}, "train label -1 in row 0"),
+        "all negative": ({"x_train": x, "y_train": y - 9}, "train label -9 in row 0"),
+        "negative test": ({"x_train": x, "y_train": y, "x_test": x, "y_test": -y}, "test label -2"),
+        "identifiers": ({"x_train": x, "y_train": y + 2**40}, "number the classes"),
+        "one class": ({"x_train": x, "y_train": y * 0 + 2}, "one class"),
+        "sizes": ({"x_train": x[:, :3], "y_train": y} | test, "make them one size"),
+        "no y_test": ({"x_train": x, "y_train": y, "x_test": x}, "one of x_test and y_test"),
+    }
+
+
+@pytest.mark.parametrize("case", bad_arrays())
+def test_bad_arrays_in_npz(tmp_path: Path, case: str) -> None:
+    content, part = bad_arrays()[case]
+    np.savez(tmp_path / "bad.npz", allow_pickle=True, **content)
+    # Pickled objects are refused on reading, before any check.
+    part = "not readable as .npz" if case == "objects" else part
+    refused(DataConfig(path=str(tmp_path / "bad.npz")), str(tmp_path / "bad.npz"), part)
+
+
+@pytest.mark.parametrize("case", bad_arrays())
+def test_bad_arrays_from_a_function(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    content, part = bad_arrays()[case]
+    write_module(tmp_path / "cwd", "content = {}\ndef build(): return content", monkeypatch)
+    monkeypatch.syspath_prepend(tmp_path / "cwd")
+    importlib.import_module("user_arrays").content.update(content)
+    refused(DataConfig(name="user_arrays:build"), "user_arrays:build", part)
+
+
+def test_bad_npz_files(tmp_path: Path) -> None:
+    file = tmp_path / "mine.npz"
+    x, y = arrays(6, (4, 4, 3))
+    np.savez(file, x_train=x, y_train=y)
+    whole = file.read_bytes()
+    for content in (whole[:300], b"", b"text", whole[:80] + b"\xff" * 40 + whole[120:]):
+        file.write_bytes(content)
+        refused(DataConfig(path=str(file)), str(file))
+    np.savez(file, images=x, y_train=y)
+    refused(DataConfig(path=str(file)), str(file), "holds no x_train;")
+    with file.open("wb") as handle:
+        np.save(handle, x)
+    refused(DataConfig(path=str(file)), str(file), "holds no x_train and no y_train")
+
+
+def test_bad_parquet_folders(tmp_path: Path) -> None:
+    config = DataConfig(path=str(tmp_path))
+    refused(config, str(tmp_path), "holds no train*.parquet")
+    write_parquet(tmp_path / "plain_text" / "train.parquet", *arrays(6, (4, 4, 3)))
+    refused(config, str(tmp_path), "there are Parquet files in plain_text")
+    file = tmp_path / "plain_text" / "train.parquet"
+    refused(DataConfig(path=str(file)), str(file), "the folder that holds")
+
+
+def test_bad_parquet_files(tmp_path: Path) -> None:
+    config, file = DataConfig(path=str(tmp_path)), tmp_path / "train.parquet"
+    x, y = arrays(6, (4, 4, 3))
+
+    write_parquet(file, x, y)
+    whole = file.read_bytes()
+    for content in (whole[:-9], b"", b"PAR1 and no more", b"\0" * 300 + whole[300:]):
+        file.write_bytes(content)
+        refused(config, str(tmp_path))
+    write_parquet(file, x, y, columns=("picture", "label"))
+    refused(config, str(file), "columns picture, label")
+    pq.write_table(pa.table({"image": [png(i) for i in x], "label": y}), file)
+    refused(config, str(file), "column image is binary")
+    write_parquet(file, x, [f"class {label}" for label in y])
+    refused(config, str(file), "column label is", "integers")
+    write_parquet(file, x, pa.array([0, 1, None, 0, 1, 2]))
+    refused(config, f"{file}: row 2", "no label")
+    write_parquet(file, [*x[:3], None, *x[4:]], y)
+    refused(config, f"{file}: row 3", "no image bytes")
+    write_parquet(file, [*x[:5], b"not an image"], y)
+    refused(config, f"{file}: row 5", "cannot be decoded")
+    write_parquet(file, [*x[:4], png(x[4])[:60], x[5]], y)
+    refused(config, f"{file}: row 4", "cannot be decoded")
+    write_parquet(file, [*x[:4], x[4][:3], x[5]], y)
+    refused(config, f"{file}: row 4", "(3, 4, 3)", "one size")
+    write_parquet(file, [*x[:4], x[4][..., :1], x[5]], y)
+    refused(config, f"{file}: row 4", "(4, 4, 1)", "one size")
+    deep = io.BytesIO()
+    Image.fromarray(np.zeros((4, 4), np.uint16)).save(deep, "PNG")
+    write_parquet(file, [deep.getvalue()] * 6, y)
+    refused(config, f"{file}: row 0", "8 bits")
+    write_parquet(file, x, y, names=["a", "b"])
+    refused(config, str(tmp_path), "train label 2 in row 2", "0…1")
+    write_parquet(file, x[:0], y[:0])
+    refused(config, str(tmp_path), "no training images")
+
+
+@pytest.mark.parametrize(
+    ("body", "name", "part"),
+    [
+        ("", "user_arrays:build", "no function 'build'"),
+        ("build = 3", "user_arrays:build", "no function 'build'"),
+        ("", "no_such_module_here:build", "No module named 'no_such_module_here'"),
+        ("", "user_arrays:", "no function ''"),
+        ("", ":build", "Empty module name"),
+        ("import nothing_like_it", "user_arrays:build", "nothing_like_it"),
+        ("def build(: pass", "user_arrays:build", "user_arrays.py, line 1"),
+        ("def build():\n  raise RuntimeError('two\\nlines')", "user_arrays:build", "two lines"),
+        ("def build():\n  return 1 / 0", "user_arrays:build", "user_arrays.py, line 2"),
+        ("def build(x): return x", "user_arrays:build", "without arguments"),
+        ("def build(): return 7", "user_arrays:build", "returned int"),
+        ("def build(): return {}", "user_arrays:build", "returned dict"),
+        ("def build(): return [[1], [2, 3]], [0, 1], [], []", "user_arrays:build", "train images"),
+        ("def build(): return [[1], [[2], 3]], [0, 1], [], []", "user_arrays:build", "ragged"),
+    ],
+)
+def test_bad_functions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, name: str, part: str
+) -> None:
+    write_module(tmp_path / "cwd", body, monkeypatch)
+    refused(DataConfig(name=name), f'data.name = "{name}"', part)
+
+
+@pytest.mark.parametrize("name", ["", "./data", "mine.npz", "two words", "a/b/c"])
+def test_not_a_name(name: str) -> None:
+    refused(DataConfig(name=name), f'data.name = "{name}"', "data.path")
+
+
+def test_tfds_not_prepared(tmp_path: Path) -> None:
+    refused(
+        DataConfig(name="cifar10"),
+        'data.name = "cifar10"',
+        f"not prepared in {tmp_path / 'tfds'}",
+        'pip install "lira_jax[prepare-tfds]"',
+        'python -c "import tensorflow_datasets as tfds; '
+        "tfds.builder('cifar10', file_format='array_record').download_and_prepare()\"",
+        "data.path to cifar-10-binary.tar.gz",
+    )
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert "prepare-tfds" in project["optional-dependencies"]  # the extra that is named exists
+    refused(DataConfig(name="cifar100"), "data.path to cifar-100-binary.tar.gz")
+    assert "cifar" not in refused(DataConfig(name="svhn_cropped"), "Parquet")
+
+
+def test_tfds_unknown_name() -> None:
+    refused(DataConfig(name="cifar1O"), "not known to TFDS", "did you mean `cifar10`?")
+    refused(DataConfig(name="digit"), "did you mean `digits`?")
+    assert "did you mean" not in refused(DataConfig(name="qqqqqqqq"), "not known to TFDS")
+
+
+def test_tfds_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    refused(
+        DataConfig(name="cifar10"),
+        "pip install tensorflow-datasets",
+        "cifar-10-binary.tar.gz",
+    )
+
+
+def test_tfds_prepared_in_another_format(tmp_path: Path) -> None:
+    write_tfds(tmp_path / "tfds", {"train": arrays(6, (4, 4, 3))}, ["a", "b", "c"])
+    about = tmp_path / "tfds" / "tiny" / "1.0.0" / "dataset_info.json"
+    about.write_text(about.read_text().replace("array_record", "tfrecord"))
+    refused(DataConfig(name="tiny"), "prepared as tfrecord", str(about.parent), "download_and_prep")
+
+
+def test_tfds_damaged(tmp_path: Path) -> None:
+    write_tfds(tmp_path / "tfds", {"train": arrays(6, (4, 4, 3))}, ["a", "b", "c"])
+    folder = tmp_path / "tfds" / "tiny" / "1.0.0"
+    (records, *_) = sorted(folder.glob("*train*"))
+    whole = records.read_bytes()
+    for content in (whole[: len(whole) // 2], b"", b"\0" * len(whole)):
+        records.write_bytes(content)
+        refused(DataConfig(name="tiny"), str(folder), "move that folder away")
+    records.unlink()
+    refused(DataConfig(name="tiny"), str(folder), "move that folder away")
+    (folder / "dataset_info.json").write_text("{")
+    refused(DataConfig(name="tiny"), str(tmp_path / "tfds"), "TFDS cannot open it")
+
+
+def test_tfds_without_train(tmp_path: Path) -> None:
+    images = arrays(6, (4, 4, 3))
+    write_tfds(
+        tmp_path / "tfds", {"train": (images[0][:0], images[1][:0]), "test": images}, list("abc")
+    )
+    refused(DataConfig(name="tiny"), "has splits test but no train")

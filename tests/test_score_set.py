@@ -1,0 +1,164 @@
+"""Reading score files, and one line for everything that can be wrong with them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from lira_jax.errors import InputError
+from lira_jax.score_set import ScoreSet, check, read_npz
+
+MODELS, EXAMPLES, QUERIES, CLASSES = 4, 6, 2, 3
+
+
+def arrays():
+    rng = np.random.default_rng(0)
+    half = np.tile([True, False], (2, EXAMPLES // 2))
+    return {
+        "scores": rng.normal(size=(MODELS, EXAMPLES, QUERIES)).astype(np.float32),
+        "keep": np.stack([half, ~half], axis=1).reshape(MODELS, EXAMPLES),
+        "labels": np.arange(EXAMPLES) % CLASSES,
+        "logits": rng.normal(size=(MODELS, EXAMPLES, CLASSES)).astype(np.float32),
+        "block": np.array(2),
+    }
+
+
+def saved(tmp_path, **changes):
+    path = tmp_path / "scores.npz"
+    held = {name: value for name, value in (arrays() | changes).items() if value is not None}
+    np.savez(path, **held)
+    return path
+
+
+def refusal(function, *arguments):
+    with pytest.raises(InputError) as caught:
+        function(*arguments)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_reads_what_was_saved(tmp_path):
+    score_set = check(read_npz(saved(tmp_path)))
+    expected = arrays()
+    for name in ("scores", "keep", "labels", "logits"):
+        np.testing.assert_array_equal(getattr(score_set, name), expected[name])
+    assert score_set.block == 2
+    assert score_set.source == str(tmp_path / "scores.npz")
+
+
+def test_needs_only_scores_and_keep_and_takes_one_view_and_integers(tmp_path):
+    one_view = arrays()["scores"][:, :, 0]
+    integers = arrays()["keep"].astype(np.int64)
+    path = saved(tmp_path, scores=one_view, keep=integers, labels=None, logits=None, block=None)
+    score_set = check(read_npz(path))
+    np.testing.assert_array_equal(score_set.scores, one_view[..., np.newaxis])
+    np.testing.assert_array_equal(score_set.keep, arrays()["keep"])
+    assert score_set.keep.dtype == np.bool_
+    assert (score_set.labels, score_set.logits, score_set.block) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "no such file"),
+        (b"", "truncated, or not an .npz file"),
+        (b"scores, keep\n1, 2\n", "truncated, or not an .npz file"),
+        (b"PK\x03\x04 and no more", "truncated, or not an .npz file"),
+    ],
+)
+def test_foreign_files_are_refused(tmp_path, content, words):
+    path = tmp_path / "scores.npz"
+    if content is not None:
+        path.write_bytes(content)
+    message = refusal(read_npz, path)
+    assert message.startswith(f"{path}: ")
+    assert words in message
+
+
+def test_a_folder_and_a_bare_array_are_refused(tmp_path):
+    assert "not an .npz file" in refusal(read_npz, tmp_path)
+    np.save(tmp_path / "scores.npy", arrays()["scores"])
+    assert "one bare array" in refusal(read_npz, tmp_path / "scores.npy")
+
+
+def test_every_truncation_is_refused(tmp_path):
+    path = saved(tmp_path)
+    whole = path.read_bytes()
+    for size in range(0, len(whole), 101):
+        path.write_bytes(whole[:size])
+        assert "truncated" in refusal(read_npz, path)
+
+
+def test_damaged_bytes_are_refused(tmp_path):
+    path = saved(tmp_path)
+    damaged = bytearray(path.read_bytes())
+    start = damaged.find(arrays()["scores"].tobytes())
+    damaged[start + 8] ^= 0xFF
+    path.write_bytes(damaged)
+    assert "`scores` is truncated or damaged" in refusal(read_npz, path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"scores": None}, "no array `scores` (the file holds block, keep, labels, logits)"),
+        ({"keep": None}, "no array `keep`"),
+        ({"scores": np.array([[None]])}, "`scores` holds Python objects"),
+        ({"block": np.array([2, 2])}, "`block` is int64 of shape (2,)"),
+        ({"block": np.array(2.0)}, "`block` is float64"),
+        ({"keep": np.full((4, 6), 2)}, "`keep` is 2 at model 0, example 0"),
+    ],
+)
+def test_wrong_arrays_are_refused_on_reading(tmp_path, changes, words):
+    message = refusal(read_npz, saved(tmp_path, **changes))
+    assert message.startswith(str(tmp_path / "scores.npz"))
+    assert words in message
+
+
+def with_value(name, index, value):
+    array = arrays()[name].copy()
+    array[index] = value
+    return {name: array}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"scores": np.zeros(4)}, "`scores` has shape (4,)"),
+        ({"scores": np.zeros((4, 6, 2, 1))}, "`scores` has shape (4, 6, 2, 1)"),
+        ({"scores": np.zeros((4, 6, 2), int)}, "`scores` is int64"),
+        ({"scores": np.zeros((4, 6, 0))}, "1 view"),
+        ({"scores": np.zeros((1, 6, 2)), "keep": np.ones((1, 6), bool)}, "at least 2 models"),
+        ({"keep": np.ones((4, 5), bool)}, "`keep` must be (4, 6)"),
+        ({"keep": np.ones((4, 6))}, "`keep` is float64"),
+        (with_value("keep", 2, True), "every example is a member of model 2"),
+        (with_value("keep", 1, False), "every example is a non-member of model 1"),
+        (with_value("scores", (2, 3, 1), np.nan), "`scores` is nan at model 2, example 3, view 1"),
+        (with_value("scores", (0, 5, 0), np.inf), "`scores` is inf at model 0, example 5, view 0"),
+        (with_value("scores", (3, 0, 0), -np.inf), "`scores` is -inf at model 3, example 0"),
+        ({"labels": np.zeros(5, int)}, "`labels` is int64 of shape (5,)"),
+        ({"labels": np.zeros(6)}, "`labels` is float64"),
+        (with_value("labels", 4, 3), "`labels` is 3 at example 4; must be 0 … 2"),
+        (with_value("labels", 1, -1), "`labels` is -1 at example 1"),
+        (with_value("labels", 1, -1) | {"logits": None}, "must be 0 or above"),
+        ({"logits": np.zeros((4, 6))}, "`logits` has shape (4, 6)"),
+        ({"logits": np.zeros((4, 5, 3))}, "must be (4, 6, classes)"),
+        ({"logits": np.zeros((4, 6, 3), int)}, "`logits` is int64"),
+    ],
+)
+def test_wrong_values_are_refused_by_check(changes, words):
+    held = arrays() | {"block": 2} | changes
+    message = refusal(check, ScoreSet(**held, source="run/scores.npy"))
+    assert message.startswith("run/scores.npy: ")
+    assert words in message
+
+
+def test_check_reads_a_memory_map(tmp_path):
+    np.save(tmp_path / "scores.npy", arrays()["scores"])
+    mapped = np.load(tmp_path / "scores.npy", mmap_mode="r")
+    score_set = ScoreSet(mapped, arrays()["keep"], 2, "run")
+    assert check(score_set) is score_set
+    assert check(dataclasses.replace(score_set, scores=mapped.astype(np.float64)))

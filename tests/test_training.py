@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from lira_jax import checkpoints, run_dir, scoring, training
+from lira_jax.checkpoints import Group
+from lira_jax.config import DataConfig, Experiment
+from lira_jax.errors import InputError
+from lira_jax.interrupts import StopRequest
+from tests.conftest import with_train
+
+
+def trained_weights(experiment: Experiment, run: Path) -> dict[int, np.ndarray]:
+    """Every model's scored variables as one vector, read from the checkpoints."""
+    data = training.candidates(experiment)
+    network = training.build_network(experiment, data)
+    weights = {}
+    for group in checkpoints.saved_groups(run):
+        assert group.epoch == experiment.train.epochs
+        tree = checkpoints.restore(run, group, scoring._like(network, group.size))
+        leaves = [leaf.reshape(group.size, -1) for leaf in jax.tree.leaves(tree)]
+        for row, vector in enumerate(np.concatenate(leaves, axis=1)):
+            weights[group.first + row] = vector
+    return weights
+
+
+@pytest.fixture(scope="module")
+def eight() -> Experiment:
+    """Eight models, 20 steps each."""
+    from lira_jax.config import NetworkConfig, TrainConfig
+
+    return Experiment(
+        seed=5,
+        data=DataConfig(limit=80),
+        network=NetworkConfig("resnet", 8, 4),
+        train=TrainConfig(
+            models=8, epochs=4, batch_size=8, shift=1, ema=0.9, eval_examples=8, group=8
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(eight, tmp_path_factory) -> dict[int, np.ndarray]:
+    """The weights of eight models, each trained alone on one device."""
+    run = tmp_path_factory.mktemp("alone") / "run"
+    training.train(with_train(eight, group=1), run, jax.devices()[:1])
+    return trained_weights(eight, run)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_a_model_is_bitwise_the_same_alone_in_a_group_and_over_devices(
+    eight, alone, devices, tmp_path
+):
+    training.train(eight, tmp_path / "run", jax.devices()[:devices])
+    together = trained_weights(eight, tmp_path / "run")
+    assert sorted(together) == list(range(8))
+    for model, weights in alone.items():
+        np.testing.assert_array_equal(together[model], weights)
+
+
+def test_at_full_width_weights_agree_after_20_steps(eight, alone, tmp_path):
+    wide = with_train(eight, width=8)
+    training.train(wide, tmp_path / "run", jax.devices()[:1])
+    vectorised = trained_weights(wide, tmp_path / "run")
+    for model, weights in alone.items():
+        difference = np.linalg.norm(vectorised[model] - weights) / np.linalg.norm(weights)
+        assert difference < 1e-4
+
+
+def test_models_differ_in_initial_weights_data_order_and_members(eight, alone):
+    assert len({weights.tobytes() for weights in alone.values()}) == 8
+    data = training.candidates(eight)
+    network = training.build_network(eight, data)
+    init = training.init_model(eight, network, 20)
+    first, second = (
+        np.asarray(init(np.int32(model))["variables"]["params"]["stem"]["kernel"])
+        for model in (0, 1)
+    )
+    assert np.abs(first - second).max() > 0.01
+
+
+class StopAfter(StopRequest):
+    """A signal that comes during the given epoch, counted over all groups."""
+
+    def __init__(self, epochs: int):
+        self.left = epochs
+
+    @property
+    def signum(self) -> int:  # read once an epoch
+        self.left -= 1
+        return 2 if self.left <= 0 else 0
+
+
+@pytest.mark.parametrize("checks", [1, 3, 6])
+def test_a_stopped_run_goes_on_to_the_same_weights(tiny, checks, tmp_path, monkeypatch):
+    from contextlib import contextmanager
+
+    from lira_jax.interrupts import Stopped
+
+    one = jax.devices()[:1]
+    experiment = with_train(tiny, group=1)
+    training.train(experiment, tmp_path / "whole", one)
+
+    @contextmanager
+    def stopping():
+        yield StopAfter(checks)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "stop_requests", stopping)
+        with pytest.raises(Stopped):
+            training.train(experiment, tmp_path / "parts", one)
+    begun = checkpoints.saved_groups(tmp_path / "parts")
+    assert sum(group.epoch for group in begun) == checks
+    training.train(experiment, tmp_path / "parts", one)
+    expected = trained_weights(tiny, tmp_path / "whole")
+    for model, weights in trained_weights(tiny, tmp_path / "parts").items():
+        np.testing.assert_array_equal(weights, expected[model])
+    epochs = [(*line["models"], line["epoch"]) for line in run_dir.read_log(tmp_path / "parts")]
+    assert epochs == [(model, model, epoch) for model in (0, 1) for epoch in range(1, 5)]
+
+
+def test_more_models_leave_the_first_ones_bit_for_bit(eight, alone, tmp_path):
+    run = tmp_path / "run"
+    training.train(with_train(eight, models=2, group=2), run, jax.devices()[:1])
+    training.train(with_train(eight, models=4, group=2), run, jax.devices()[:1])
+    weights = trained_weights(eight, run)
+    assert sorted(weights) == [0, 1, 2, 3]
+    for model, vector in weights.items():
+        np.testing.assert_array_equal(vector, alone[model])
+
+
+def test_a_group_begun_keeps_its_extent_when_the_group_size_changes(tmp_path):
+    run = tmp_path
+    for group in (Group(0, 3, 9), Group(6, 7, 2)):
+        folder = run / "checkpoints" / f"models_{group.first:05d}-{group.last:05d}"
+        (folder / str(group.epoch)).mkdir(parents=True)
+    finished, todo = checkpoints.plan(run, 12, 9, 3)
+    assert finished == [Group(0, 3, 9)]
+    assert todo == [Group(4, 5), Group(6, 7, 2), Group(8, 10), Group(11, 11)]
+
+
+def test_networks_learn_their_members_and_the_log_says_so(tmp_path):
+    experiment = Experiment(data=DataConfig(limit=400))
+    experiment = with_train(
+        experiment, models=2, epochs=15, batch_size=20, shift=0, mirror=False, ema=0.9
+    )
+    experiment = dataclasses.replace(
+        experiment, network=dataclasses.replace(experiment.network, width=8)
+    )
+    training.train(experiment, tmp_path / "run", jax.devices()[:2])
+    log = run_dir.read_log(tmp_path / "run")
+    assert len(log) == 15
+    assert min(log[-1]["member_accuracy"]) > 0.97
+    assert min(log[-1]["nonmember_accuracy"]) > 0.75
+    assert max(log[-1]["loss"]) < min(log[0]["loss"]) / 4
+    assert all(record["seconds"] > 0 for record in log)
+
+
+@pytest.mark.parametrize("augmentation", [{"mirror": False, "shift": 0}, {"cutout": 3}])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_every_optimiser_and_augmentation_trains_in_bfloat16(
+    tiny, augmentation, optimizer, tmp_path
+):
+    experiment = with_train(
+        tiny, optimizer=optimizer, learning_rate=0.01, dtype="bfloat16", epochs=3, **augmentation
+    )
+    training.train(experiment, tmp_path / "run", jax.devices()[:2])
+    log = run_dir.read_log(tmp_path / "run")
+    assert np.mean(log[-1]["loss"]) < np.mean(log[0]["loss"])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_model_epoch_and_cure(tiny, tmp_path):
+    wild = with_train(tiny, learning_rate=1e30, schedule="constant", group=1)
+    with pytest.raises(InputError, match=r"model 0: the loss is not finite in epoch 1; try a"):
+        training.train(wild, tmp_path / "run", jax.devices()[:1])
+
+
+def test_finished_models_stay_when_a_later_one_fails(tiny, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    usual = training._refuse_non_finite
+
+    def fail_on_model_1(loss, group, epoch):
+        usual(np.where(group.first == 1, np.nan, loss), group, epoch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_refuse_non_finite", fail_on_model_1)
+        with pytest.raises(InputError, match="model 1: the loss is not finite in epoch 1"):
+            training.train(with_train(tiny, group=1), run, jax.devices()[:1])
+    assert checkpoints.saved_groups(run) == [Group(0, 0, 4)]
+
+
+def test_examples_that_make_no_equal_folds_are_left_out_and_named(tiny, tmp_path, capsys):
+    odd = dataclasses.replace(tiny, data=DataConfig(limit=121))
+    training.train(odd, tmp_path / "run", jax.devices()[:2])
+    assert "the last 1 of 121 examples left out: 2 folds share" in capsys.readouterr().out
+    assert np.load(tmp_path / "run" / "keep.npy").shape == (2, 120)
+
+
+def test_the_members_of_a_model_are_its_mask_and_nothing_else(tiny):
+    data = training.candidates(tiny)
+    from lira_jax import ensemble
+
+    inputs = training.group_inputs(
+        tiny, data.keep, Group(0, 1), ensemble.models_mesh(jax.devices()[:1])
+    )
+    for model in (0, 1):
+        np.testing.assert_array_equal(inputs["members"][model], np.flatnonzero(data.keep[model]))
+        members, nonmembers = np.asarray(inputs["probe"][model])
+        assert data.keep[model][members].all()
+        assert not data.keep[model][nonmembers].any()
+        assert len(set(members)) == len(members) == 16
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 61}, "each model has only 60 training examples"),
+        ({"shift": 8}, "does not fit images of 8×8"),
+        ({"models": 3}, "give a multiple of 2"),
+        ({"keep": "1/200", "models": 200}, "cannot be cut into 200 folds"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_anything_is_written(
+    tiny, changes, message, tmp_path
+):
+    with pytest.raises(InputError, match=message):
+        training.train(with_train(tiny, **changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    shutil.rmtree(tmp_path)

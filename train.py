@@ -1,0 +1,49 @@
+"""Stage 1 on the command line: train the shadow models of an experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from lira_jax import config, run_dir
+from lira_jax.command_line import HELP, parse, positional, run_stage, value_of
+from lira_jax.config import Experiment
+from lira_jax.errors import InputError
+
+
+@dataclass(frozen=True)
+class Arguments:
+    run: Path
+    """Run directory, made if missing; an unfinished run is continued."""
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+    config: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="CONFIG.toml")] = (
+        None
+    )
+    """The experiment, such as configs/digits.toml; may be left out to continue a run."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    file, run = positional(arguments), value_of("--run", arguments)
+    if file is not None:
+        experiment = config.load(file)
+    elif run is not None:
+        experiment = run_dir.read_config(run)
+    elif set(HELP) & set(arguments):
+        experiment = Experiment()
+    else:
+        raise InputError("no experiment: python train.py configs/digits.toml --run runs/digits")
+    default = Arguments(tyro.MISSING, experiment, file)
+    parsed = parse(Arguments, default, "Train the shadow models of an experiment.", arguments)
+
+    from lira_jax import ensemble, training  # JAX starts slowly; --help need not wait for it
+
+    ensemble.use_all_cpu_cores()
+    training.train(config.check(parsed.experiment), parsed.run)
+
+
+if __name__ == "__main__":
+    run_stage(main)
