@@ -22,7 +22,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import hashlib
-import importlib
 import io
 import json
 import logging
@@ -32,7 +31,6 @@ import shutil
 import sys
 import tarfile
 import tempfile
-import traceback
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -45,6 +43,7 @@ from tqdm import tqdm
 
 from lira_jax.config import DataConfig
 from lira_jax.errors import InputError
+from lira_jax.user_code import failure, import_function
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,27 +211,13 @@ def _from_name(name: str) -> _Arrays:
 def _from_function(name: str) -> _Arrays:
     """What the user's own "package.module:function" returns."""
     where = f'data.name = "{name}"'
-    module_name, _, function_name = name.partition(":")
-    # Under a console script or pytest the working directory is not on the path.
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
+    function = import_function(name, "data.name")
     try:
-        module = importlib.import_module(module_name)
-        function = getattr(module, function_name, None)
-        if not callable(function):
-            raise InputError(f"{where}: {module_name} has no function {function_name!r}")
         result = function()
     except InputError:
         raise
     except Exception as error:  # whatever the user's code raises is bad input to us
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        raise InputError(
-            f"{where}: {_line(error)} ({frame.filename}, line {frame.lineno}); write the name as "
-            "package.module:function, importable from here, that works without arguments"
-        ) from error
-    finally:
-        with contextlib.suppress(ValueError):
-            sys.path.remove(here)
+        raise failure(where, error, "it must work without arguments") from error
     if isinstance(result, Dataset):
         arrays = (result.x_train, result.y_train, result.x_test, result.y_test)
         return _Arrays(*arrays, classes=tuple(result.classes))

@@ -22,7 +22,7 @@ from lira_jax.errors import InputError
 from lira_jax.networks.convnet import ConvNet
 from lira_jax.networks.resnet import ResNet
 from lira_jax.networks.wide_resnet import WideResNet
-from lira_jax.user_code import import_function
+from lira_jax.user_code import failure, import_function
 
 ARCHITECTURES: dict[str, Callable[..., nnx.Module]] = {
     "wide_resnet": WideResNet,
@@ -91,14 +91,11 @@ def build(
 
     try:
         abstract = nnx.eval_shape(lambda: module(jax.random.key(0)))
-    # A user's own function may raise anything; absurd widths raise several types.
+    # A user's own function may raise anything.
     except Exception as error:
-        raise InputError(
-            f'network.arch = "{config.arch}", depth {config.depth}, width {config.width}: '
-            f"cannot be built: {type(error).__name__}: {error}"
-        ) from None
-    if not isinstance(abstract, nnx.Module):
-        raise InputError(f'network.arch = "{config.arch}": must return a flax.nnx.Module')
+        where = f'network.arch = "{config.arch}" for images {image_shape}'
+        advice = "it takes image_shape, classes, depth, width, dtype, rngs and returns a nnx.Module"
+        raise failure(where, error, advice) from error
     abstract.eval()
     graph_eval, _ = nnx.split(abstract)
     abstract.train()
