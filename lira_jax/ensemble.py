@@ -21,8 +21,10 @@ from jax.sharding import PartitionSpec as P
 from lira_jax.errors import InputError
 
 AXIS = "models"
-# Not measured on an accelerator yet: a guess that benchmarks/ will replace.
+# Not measured on an accelerator yet: guesses that benchmarks/ will replace.
 ACCELERATOR_MODELS_PER_DEVICE = 16
+ACCELERATOR_SCORE_IMAGES = 4096
+CPU_SCORE_IMAGES = 72
 
 
 def use_all_cpu_cores() -> None:
@@ -43,6 +45,16 @@ def group_size(requested: int, mesh: Mesh) -> int:
         return requested
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     return mesh.size * (1 if on_cpu else ACCELERATOR_MODELS_PER_DEVICE)
+
+
+def score_batch(requested: int, queries: int, mesh: Mesh) -> int:
+    """Examples per inference step of one model, for `requested` images (0: platform's default).
+
+    On CPU small steps are faster: activations stay in the caches.
+    """
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    images = requested or (CPU_SCORE_IMAGES if on_cpu else ACCELERATOR_SCORE_IMAGES)
+    return max(1, images // queries)
 
 
 def slots(models: int, mesh: Mesh) -> int:

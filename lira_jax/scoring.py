@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float, Int32
 
 from lira_jax import checkpoints, ensemble, run_dir
@@ -24,6 +25,9 @@ from lira_jax.networks import Network
 from lira_jax.progress import Progress
 from lira_jax.training import build_network, candidates
 from lira_jax.views import Views, check_shift, fixed_views, take
+
+# Examples per dispatch: few enough that Ctrl-C is answered soon, enough to hide the dispatch.
+DISPATCH = 256
 
 
 def logit_scaled(
@@ -40,10 +44,11 @@ def logit_scaled(
 
 
 def scores_of_model(network: Network, views: Views) -> Callable[..., tuple[Array, Array]]:
-    """The function (variables, index [B], images, labels) ↦ φ [B, Q], logits of view 0 [B, K]."""
+    """The function (variables, index [S, B], images, labels) ↦ φ [S, B, Q], logits of view 0
+    [S, B, K], in S steps of B examples."""
     queries = len(views.mirror)
 
-    def score(variables: Any, index: Array, images: Array, labels: Array) -> tuple[Array, Array]:
+    def step(variables: Any, index: Array, images: Array, labels: Array) -> tuple[Array, Array]:
         batch = index.shape[0]
         x = take(
             images,
@@ -53,6 +58,9 @@ def scores_of_model(network: Network, views: Views) -> Callable[..., tuple[Array
         logits = network.apply(variables, x).reshape(batch, queries, -1)
         by_view = jnp.broadcast_to(labels[index][:, None], (batch, queries))
         return logit_scaled(logits, by_view), logits[:, 0]
+
+    def score(variables: Any, index: Array, images: Array, labels: Array) -> tuple[Array, Array]:
+        return lax.map(lambda row: step(variables, row, images, labels), index)
 
     return score
 
@@ -120,14 +128,19 @@ def score(experiment: Experiment, run: Path, devices: list[jax.Device] | None = 
         variables: Any, count: int
     ) -> Iterator[tuple[slice, Float[np.ndarray, "G B Q"], Float[np.ndarray, "G B K"]]]:
         placed = ensemble.put_padded(variables, mesh)
-        size = min(experiment.score.batch_size, examples)
-        for start in range(0, examples, size):
-            # The last batch is filled up with example 0: one shape, one compilation.
-            part = slice(start, min(start + size, examples))
-            index = np.zeros(size, np.int32)
+        batch = ensemble.score_batch(experiment.score.batch_size, queries, mesh)
+        steps = max(1, DISPATCH // batch)
+        for start in range(0, examples, steps * batch):
+            # The last dispatch is filled up with example 0: one shape, one compilation.
+            part = slice(start, min(start + steps * batch, examples))
+            index = np.zeros(steps * batch, np.int32)
             index[: part.stop - start] = np.arange(part.start, part.stop)
-            results = ensemble.on_host(on_group(placed, index, *shared), count)
-            yield part, *(rows[:, : part.stop - start] for rows in results)
+            results = on_group(placed, index.reshape(steps, batch), *shared)
+            phi, logits = (
+                rows.reshape(len(rows), steps * batch, -1)[:, : part.stop - start]
+                for rows in ensemble.on_host(results, count)
+            )
+            yield part, phi, logits
 
     try:
         with stop_requests() as stop:
@@ -155,7 +168,8 @@ def score(experiment: Experiment, run: Path, devices: list[jax.Device] | None = 
         progress.close()
     correct = np.stack([np.argmax(row, axis=1) == data.labels for row in logits])
     print(
-        f"{run}: {models} models × {examples} examples × {queries} views scored; accuracy "
+        f"{run}: {models} models × {examples} examples × {queries} "
+        f"view{'s' * (queries > 1)} scored; accuracy "
         f"{correct[keep].mean():.2%} on members, {correct[~keep].mean():.2%} on non-members"
     )
 

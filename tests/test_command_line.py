@@ -25,7 +25,7 @@ from flax import nnx
 import attack
 import score
 import train
-from lira_jax import checkpoints, config, datasets, ensemble, run_dir, training
+from lira_jax import checkpoints, config, datasets, ensemble, run_dir, scoring, training
 from lira_jax.command_line import positional, run_stage, value_of
 from lira_jax.config import Experiment
 from lira_jax.progress import Progress
@@ -361,7 +361,7 @@ def test_a_missing_or_mistaken_config_is_refused(refused, tmp_path):
         ("--data.path nothing/here", "nothing/here"),
         ("--data.path \udcff", "data.path"),
         ("--network.arch rsnet", 'network.arch = "rsnet"'),
-        ("--network.arch nowhere:network", "cannot be imported"),
+        ("--network.arch nowhere:network", "No module named"),
         ("--network.arch resnet --network.depth 9", "network.depth = 9: resnet has depth 6n+2"),
     ],
 )
@@ -575,7 +575,8 @@ def test_training_and_scoring_stopped_by_signals_go_on_to_the_same_run(
     assert call(train, "--run", run).code == 0
     assert call(train, "--run", run).out == f"{run}: all 4 models are trained\n"
 
-    # Three batches of each group.
+    # Three dispatches of each group.
+    monkeypatch.setattr(scoring, "DISPATCH", 50)
     stopped(score, "--run", run, at=2, signum=signal.SIGTERM, code=143)
     assert "models 0–3 of 4 not scored" in refused(attack, "--run", run)
     stopped(score, "--run", run, at=5, signum=signal.SIGINT, code=130)

@@ -203,7 +203,7 @@ def test_a_folder_is_no_file(tmp_path):
         ({"train__weight_decay": -1e-4}, "train.weight_decay"),
         ({"train__weight_decay": float("inf")}, "finite"),
         ({"train__checkpoint_minutes": -1.0}, "train.checkpoint_minutes"),
-        ({"score__batch_size": 0}, "score.batch_size"),
+        ({"score__batch_size": -1}, "score.batch_size"),
         ({"attack__queries": -1}, "attack.queries"),
         ({"train__ema": 1.0}, "below 1"),
         ({"train__ema": -0.1}, "below 1"),

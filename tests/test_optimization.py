@@ -44,7 +44,7 @@ def linear_network() -> Network:
 
 def run_steps(config: TrainConfig, steps: int):
     network = linear_network()
-    state = new_state(jax.random.key(0), network, config, steps)
+    state = jax.jit(lambda key: new_state(key, network, config, steps))(jax.random.key(0))
     step = jax.jit(train_step(network, config, steps))
     x = jax.random.normal(jax.random.key(1), (steps, 8, 3))
     y = jax.random.randint(jax.random.key(2), (steps, 8), 0, 2)
@@ -133,10 +133,10 @@ def test_without_a_moving_average_the_last_weights_are_evaluated():
 def test_normalisation_parameters_and_biases_have_no_decay():
     network = build(NetworkConfig("resnet", 8, 4), (8, 8, 1), 10)
     config = dataclasses.replace(PLAIN, learning_rate=1.0, weight_decay=0.5)
-    state = new_state(jax.random.key(0), network, config, 1)
+    state = jax.jit(lambda key: new_state(key, network, config, 1))(jax.random.key(0))
     params = state["variables"]["params"]
     zero = jax.tree.map(jnp.zeros_like, params)
-    update, _ = optimizer(config, 1).update(zero, state["optimizer"], params)
+    update, _ = jax.jit(optimizer(config, 1).update)(zero, state["optimizer"], params)
     for path, change in jax.tree_util.tree_leaves_with_path(update):
         decayed = path[-1].key == "kernel"
         assert bool(jnp.any(change != 0)) == decayed, path

@@ -87,10 +87,13 @@ def test_scores_are_those_of_the_saved_weights_in_evaluation_mode_view_by_view(t
         for query in (0, 1, 7, 17):
             view = Views(*(part[query : query + 1] for part in views))
             one, logits = scores_of_model(network, view)(
-                variables, np.arange(120), jnp.asarray(data.images), jnp.asarray(data.labels)
+                variables,
+                np.arange(120).reshape(1, 120),
+                jnp.asarray(data.images),
+                jnp.asarray(data.labels),
             )
-            np.testing.assert_allclose(phi[model, :, query], one[:, 0], rtol=1e-4, atol=1e-4)
-            np.testing.assert_allclose(one[:, 0], reference(logits, data.labels), atol=1e-4)
+            np.testing.assert_allclose(phi[model, :, query], one[0, :, 0], rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(one[0, :, 0], reference(logits[0], data.labels), atol=1e-4)
 
 
 def test_saved_logits_are_those_of_the_identity_view(trained):
@@ -122,12 +125,17 @@ def test_shuffling_or_rebatching_the_examples_changes_no_score(trained):
     variables = jax.tree.map(lambda leaf: leaf[0], stored)
     score = jax.jit(scores_of_model(network, fixed_views(2)))
     images, labels = jnp.asarray(data.images), jnp.asarray(data.labels)
-    expected, _ = score(variables, np.arange(120), images, labels)
+
+    def phi(index: np.ndarray) -> np.ndarray:
+        return np.asarray(score(variables, index, images, labels)[0]).reshape(120, 2)
+
+    expected = phi(np.arange(120).reshape(1, 120))
     order = np.random.default_rng(0).permutation(120)
-    shuffled, _ = score(variables, order, images, labels)
-    np.testing.assert_allclose(shuffled, np.asarray(expected)[order], rtol=1e-5, atol=1e-5)
-    parts = [score(variables, np.arange(n, n + 8), images, labels)[0] for n in range(0, 120, 8)]
-    np.testing.assert_allclose(np.concatenate(parts), expected, rtol=1e-5, atol=1e-5)
+    shuffled = phi(order.reshape(1, 120))
+    np.testing.assert_allclose(shuffled, expected[order], rtol=1e-5, atol=1e-5)
+    for batches in (5, 15, 120):
+        rebatched = phi(np.arange(120).reshape(batches, -1))
+        np.testing.assert_allclose(rebatched, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("batch_size", [7, 120, 1000])

@@ -66,12 +66,13 @@ def test_any_image_size_and_class_count_works(arch, image_shape, classes):
 
 def test_evaluation_treats_each_image_for_itself_and_training_uses_the_batch():
     network = build(NetworkConfig("resnet", 8, 4), (8, 8, 1), 10)
-    variables = network.init(jax.random.key(0))
+    variables = jax.jit(network.init)(jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (6, 8, 8, 1))
-    together = network.apply(variables, x)
-    alone = jnp.concatenate([network.apply(variables, image[None]) for image in x])
+    apply = jax.jit(network.apply)
+    together = apply(variables, x)
+    alone = jnp.concatenate([apply(variables, image[None]) for image in x])
     np.testing.assert_allclose(together, alone, atol=1e-5)
-    in_batch, rest = network.apply_train(variables, x)
+    in_batch, rest = jax.jit(network.apply_train)(variables, x)
     assert float(jnp.abs(in_batch - together).max()) > 1e-3
     moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), rest, variables["rest"])
     assert all(jax.tree.leaves(moved))
@@ -79,11 +80,11 @@ def test_evaluation_treats_each_image_for_itself_and_training_uses_the_batch():
 
 def test_bfloat16_computes_in_bfloat16_but_keeps_float32_weights_and_logits():
     network = build(NetworkConfig("resnet", 8, 4), (8, 8, 1), 10, "bfloat16")
-    variables = network.init(jax.random.key(0))
+    variables = jax.jit(network.init)(jax.random.key(0))
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
     x = jax.random.normal(jax.random.key(1), (6, 8, 8, 1))
-    exact = build(NetworkConfig("resnet", 8, 4), (8, 8, 1), 10).apply(variables, x)
-    rounded = network.apply(variables, x)
+    exact = jax.jit(build(NetworkConfig("resnet", 8, 4), (8, 8, 1), 10).apply)(variables, x)
+    rounded = jax.jit(network.apply)(variables, x)
     assert rounded.dtype == jnp.float32
     difference = float(jnp.abs(rounded - exact).max() / jnp.abs(exact).max())
     assert 1e-6 < difference < 0.05
