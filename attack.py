@@ -16,16 +16,23 @@ from lira_jax.errors import InputError
 
 @dataclass(frozen=True)
 class Arguments:
+    """The arguments of this script.
+
+    Attributes:
+        run: Run directory whose models are scored.
+        scores: Instead of --run: an .npz with scores [N, E] or [N, E, Q] and keep [N, E],
+            optionally labels [E], logits [N, E, K] and block (models per block), made anywhere.
+        out: Folder to write into; with --run the default is RUN/attack, or
+            RUN/attack_reference_code.
+        protocol: `leave-block-out`: every model is a target, against the models outside its
+            block. `reference-code`: as the public LiRA code evaluates, the last model the only
+            target.
+    """
+
     run: Path | None = None
-    """Run directory whose models are scored."""
     scores: Path | None = None
-    """Instead of --run: an .npz with scores [N, E] or [N, E, Q] and keep [N, E], optionally labels
-    [E], logits [N, E, K] and block (models per block), made anywhere."""
     out: Path | None = None
-    """Folder to write into; with --run the default is RUN/attack, or RUN/attack_reference_code."""
     protocol: Protocol = "leave-block-out"
-    """`leave-block-out`: every model is a target, against the models outside its block.
-    `reference-code`: as the public LiRA code evaluates, the last model the only target."""
     attack: AttackConfig = field(default_factory=AttackConfig)
 
 

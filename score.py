@@ -16,8 +16,13 @@ from lira_jax.config import ScoreConfig
 
 @dataclass(frozen=True)
 class Arguments:
+    """The arguments of this script.
+
+    Attributes:
+        run: Run directory whose models are trained; scoring left unfinished is continued.
+    """
+
     run: Path
-    """Run directory whose models are trained; scoring left unfinished is continued."""
     score: ScoreConfig = field(default_factory=ScoreConfig)
 
 

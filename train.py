@@ -17,13 +17,18 @@ from lira_jax.errors import InputError
 
 @dataclass(frozen=True)
 class Arguments:
+    """The arguments of this script.
+
+    Attributes:
+        run: Run directory, made if missing; an unfinished run is continued.
+        config: The experiment, such as configs/digits.toml; may be left out to continue a run.
+    """
+
     run: Path
-    """Run directory, made if missing; an unfinished run is continued."""
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     config: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="CONFIG.toml")] = (
         None
     )
-    """The experiment, such as configs/digits.toml; may be left out to continue a run."""
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -1,6 +1,6 @@
 """The experiment as frozen dataclasses: TOML in, TOML out.
 
-A docstring below a field is also its text in ``--help``, so each names its unit.
+The `Attributes:` blocks are also the text of `--help`, so each names its unit.
 """
 
 from __future__ import annotations
@@ -22,108 +22,132 @@ from lira_jax.errors import InputError
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Images and labels whose membership is in question."""
+    """Images and labels whose membership is in question.
+
+    Attributes:
+        name: `digits` (1,797 images in scikit-learn), a TFDS name such as `cifar10`,
+            or `package.module:function` returning arrays. With `path`, only a title.
+        path: File or folder to read instead
+            of `name`: `cifar-10-binary.tar.gz`, `cifar-100-binary.tar.gz`, a folder of Parquet
+            files (Hugging Face image layout), or an `.npz` with x_train, y_train, x_test, y_test.
+            Empty: use `name`.
+        limit: Take the first this many training images [images]; 0 takes all.
+    """
 
     name: str = "digits"
-    """`digits` (1,797 images in scikit-learn), a TFDS name such as `cifar10`, or
-    `package.module:function` returning arrays. With `path`, only a title."""
     path: str = ""
-    """File or folder to read instead of `name`: `cifar-10-binary.tar.gz`,
-    `cifar-100-binary.tar.gz`, a folder of Parquet files (Hugging Face image layout), or an `.npz`
-    with x_train, y_train, x_test, y_test. Empty: use `name`."""
     limit: int = 0
-    """Take the first this many training images [images]; 0 takes all."""
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """The architecture that every model shares."""
+    """The architecture that every model shares.
+
+    Attributes:
+        arch: `wide_resnet`, `resnet`, `convnet`, or `package.module:function` returning a Flax NNX
+            module.
+        depth: Layers with weights: 6n+2 for resnet (8, 20, …), 6n+4 for wide_resnet (16, 28, …);
+            convnet ignores it [layers].
+        width: resnet and convnet: filters of the first convolution (16, 32, 64); wide_resnet:
+            widening factor k (1, 2, 10).
+    """
 
     arch: str = "resnet"
-    """`wide_resnet`, `resnet`, `convnet`, or `package.module:function` returning a Flax NNX
-    module."""
     depth: int = 8
-    """Layers with weights: 6n+2 for resnet (8, 20, …), 6n+4 for wide_resnet (16, 28, …); convnet
-    ignores it [layers]."""
     width: int = 16
-    """resnet and convnet: filters of the first convolution (16, 32, 64); wide_resnet: widening
-    factor k (1, 2, 10)."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Shadow training: how many models, on what share of the examples, and how."""
+    """Shadow training: how many models, on what share of the examples, and how.
+
+    Attributes:
+        models: Shadow models, a multiple of the denominator of `keep` [models].
+        keep: Share of the examples that each model trains on, as m/B. Models come in blocks of B.
+        epochs: Passes over a model's own training examples [epochs].
+        batch_size: Training examples per step and model [examples].
+        optimizer: SGD with momentum, plain SGD, or Adam.
+        learning_rate: Peak learning rate [1/step].
+        schedule: `paper`: learning_rate · cos(7π/16·t) · clip(100t, 0, 1), t the share of training
+            done.
+        momentum: Momentum of `optimizer = "momentum"`.
+        weight_decay: L2 penalty weight_decay · ½‖w‖² on convolution and dense kernels only.
+        ema: Decay per step of the moving average of weights that is evaluated and scored; 0 turns
+            it off.
+        mirror: Augmentation: mirror each image left to right with probability ½.
+        shift: Augmentation: reflect-pad by this and crop at random [pixels]; 0 turns it off.
+        cutout: Augmentation: grey out a square of this side at a random place [pixels]; 0 turns it
+            off.
+        dtype: Type of activations and convolutions; weights, loss and scores stay float32.
+        eval_examples: Members, and as many non-members, on which accuracy is logged after each
+            epoch [examples].
+        checkpoint_minutes: A group in training is checkpointed at least this often [minutes]. Does
+            not change results.
+        group: Models trained together; 0 picks one per device on CPU, 16 per device
+            elsewhere [models]. Does not change results at width 1.
+        width: Models vectorised together on one device; 0 picks 1 on CPU, the group's share
+            elsewhere [models]. Other widths than 1 change results by rounding.
+    """
 
     models: int = 64
-    """Shadow models, a multiple of the denominator of `keep` [models]."""
     keep: str = "1/2"
-    """Share of the examples that each model trains on, as m/B. Models come in blocks of B."""
     epochs: int = 100
-    """Passes over a model's own training examples [epochs]."""
     batch_size: int = 256
-    """Training examples per step and model [examples]."""
     optimizer: Literal["momentum", "sgd", "adam"] = "momentum"
-    """SGD with momentum, plain SGD, or Adam."""
     learning_rate: float = 0.1
-    """Peak learning rate [1/step]."""
     schedule: Literal["paper", "constant"] = "paper"
-    """`paper`: learning_rate · cos(7π/16·t) · clip(100t, 0, 1), t the share of training done."""
     momentum: float = 0.9
-    """Momentum of `optimizer = "momentum"`."""
     weight_decay: float = 5e-4
-    """L2 penalty weight_decay · ½‖w‖² on convolution and dense kernels only."""
     ema: float = 0.999
-    """Decay per step of the moving average of weights that is evaluated and scored; 0 turns it
-    off."""
     mirror: bool = True
-    """Augmentation: mirror each image left to right with probability ½."""
     shift: int = 4
-    """Augmentation: reflect-pad by this and crop at random [pixels]; 0 turns it off."""
     cutout: int = 0
-    """Augmentation: grey out a square of this side at a random place [pixels]; 0 turns it off."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of activations and convolutions; weights, loss and scores stay float32."""
     eval_examples: int = 256
-    """Members, and as many non-members, on which accuracy is logged after each epoch [examples]."""
     checkpoint_minutes: float = 5.0
-    """A group in training is checkpointed at least this often [minutes]. Does not change
-    results."""
     group: int = 0
-    """Models trained together; 0 picks one per device on CPU, 16 per device elsewhere [models].
-    Does not change results at width 1."""
     width: int = 0
-    """Models vectorised together on one device; 0 picks 1 on CPU, the group's share elsewhere
-    [models]. Other widths than 1 change results by rounding."""
 
 
 @dataclass(frozen=True)
 class ScoreConfig:
-    """Inference of every model on every example."""
+    """Inference of every model on every example.
+
+    Attributes:
+        views: Fixed views per example: 1 identity, 2 with mirror, 18 mirror × 9 shifts of ±1
+            pixel, 162 mirror × 81 shifts up to ±4 pixels. Each set begins with the smaller
+            ones [views].
+        batch_size: Images (examples × views) per inference step and model; 0 picks 72 on CPU, 4,096
+            elsewhere [images]. Does not change results.
+    """
 
     views: Literal[1, 2, 18, 162] = 18
-    """Fixed views per example: 1 identity, 2 with mirror, 18 mirror × 9 shifts of ±1 pixel, 162
-    mirror × 81 shifts up to ±4 pixels. Each set begins with the smaller ones [views]."""
     batch_size: int = 0
-    """Images (examples × views) per inference step and model; 0 picks 72 on CPU, 4,096 elsewhere
-    [images]. Does not change results."""
 
 
 @dataclass(frozen=True)
 class AttackConfig:
-    """Membership inference from saved scores."""
+    """Membership inference from saved scores.
+
+    Attributes:
+        queries: Use the first this many views [views]; 0 uses all.
+        centre: Centre of each example's IN and OUT scores: mean (the paper's text) or median (its
+            code).
+    """
 
     queries: int = 0
-    """Use the first this many views [views]; 0 uses all."""
     centre: Literal["mean", "median"] = "mean"
-    """Centre of each example's IN and OUT scores: mean (the paper's text) or median (its code)."""
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One experiment: a run is a function of this and nothing else."""
+    """One experiment: a run is a function of this and nothing else.
+
+    Attributes:
+        seed: Seed of masks, initial weights, data order and augmentation.
+    """
 
     seed: int = 0
-    """Seed of masks, initial weights, data order and augmentation."""
     data: DataConfig = field(default_factory=DataConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
