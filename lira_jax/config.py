@@ -118,7 +118,7 @@ class ScoreConfig:
             pixel, 162 mirror × 81 shifts up to ±4 pixels. Each set begins with the smaller
             ones [views].
         batch_size: Images (examples × views) per inference step and model; 0 picks 72 on CPU, 4,096
-            elsewhere [images]. Does not change results.
+            elsewhere [images]. Changes scores by rounding only.
     """
 
     views: Literal[1, 2, 18, 162] = 18

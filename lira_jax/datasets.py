@@ -320,7 +320,7 @@ def _decode_tfds(builder: Any, where: str, name: str) -> _Arrays:
 
 def _how_to_prepare(name: str) -> str:
     return (
-        'run pip install "lira_jax[prepare-tfds]" and then '
+        "run pip install tensorflow-cpu and then "
         'python -c "import tensorflow_datasets as tfds; '
         f"tfds.builder('{name}', file_format='array_record').download_and_prepare()\". "
         + _without_tensorflow(name)

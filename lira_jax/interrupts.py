@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -26,6 +27,8 @@ class StopRequest:
         if self.signum:
             raise KeyboardInterrupt
         self.signum = signum
+        text = "stopping at the next safe point; Ctrl-C again stops at once, unsaved"
+        print(text, file=sys.stderr, flush=True)
 
     def check(self, message: str) -> None:
         """Raise `Stopped` with this message if a signal has come."""

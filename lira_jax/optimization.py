@@ -66,17 +66,20 @@ def new_state(key: Key[Array, ""], network: Network, config: TrainConfig, steps:
 def train_step(
     network: Network, config: TrainConfig, steps: int
 ) -> Callable[
-    [State, Float[Array, "B H W C"], Int32[Array, "B"]],
+    [State, Float[Array, "B H W C"], Int32[Array, "B"], Key[Array, ""]],
     tuple[State, tuple[Float[Array, ""], Float[Array, ""]]],
 ]:
-    """The function (state, images, labels) ↦ (state, (mean loss, accuracy)) of one step."""
+    """The function (state, images, labels, key) ↦ (state, (mean loss, accuracy)) of one step; the
+    key is for dropout."""
     update = optimizer(config, steps).update
 
-    def step(state: State, images: Array, labels: Array) -> tuple[State, tuple[Array, Array]]:
+    def step(
+        state: State, images: Array, labels: Array, key: Array
+    ) -> tuple[State, tuple[Array, Array]]:
         variables = state["variables"]
 
         def loss_of(params: Any) -> tuple[Array, tuple[Array, Any]]:
-            logits, rest = network.apply_train({**variables, "params": params}, images)
+            logits, rest = network.apply_train({**variables, "params": params}, images, key)
             loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
             return loss, (jnp.mean(jnp.argmax(logits, 1) == labels), rest)
 
@@ -88,7 +91,9 @@ def train_step(
         averages = state["ema"]
         if config.ema:
             averages = jax.tree.map(
-                lambda old, new: config.ema * old + (1 - config.ema) * new, averages, variables
+                lambda old, new: config.ema * old + (1 - config.ema) * new if _real(new) else new,
+                averages,
+                variables,
             )
         state = {
             "variables": variables,
@@ -112,7 +117,14 @@ def evaluated_variables(state: State, config: TrainConfig) -> Variables:
         return state["variables"]
     # Once a scalar, then products: XLA turns divisions into either, and they round differently.
     scale = 1 / (1 - state["bias"])
-    return jax.tree.map(lambda average: average * scale, state["ema"])
+    return jax.tree.map(
+        lambda average: average * scale if _real(average) else average, state["ema"]
+    )
+
+
+def _real(leaf: Array) -> bool:
+    """Whether a variable can be averaged; counters cannot."""
+    return jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
 def steps_per_epoch(members: int, batch_size: int) -> int:

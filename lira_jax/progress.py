@@ -41,9 +41,9 @@ class Progress:
             self.last_line = now
             print(f"{self.title}: {status}", file=sys.stderr, flush=True)
 
-    def rate(self) -> float:
-        """Units per second since the start of this call."""
-        return (self.done - self.first) / max(time.monotonic() - self.start, 1e-9)
+    def rate(self, coming: int = 0) -> float:
+        """Units per second since the start of this call, with those about to be counted."""
+        return (self.done + coming - self.first) / max(time.monotonic() - self.start, 1e-9)
 
     def seconds_left(self, now: float) -> float:
         return (self.total - self.done) * (now - self.start) / max(self.done - self.first, 1)

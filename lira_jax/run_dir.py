@@ -318,6 +318,8 @@ def read_score_set(run: Path) -> ScoreSet:
     remedy = f"run python score.py --run {shlex.quote(str(run))}"
     if (run / SCORES).is_file():  # fewer rows than models: more models were added since
         scores = read_array(run / SCORES, np.float32, (None, examples, None), remedy)
+        if scores.shape[2] != experiment.score.views:
+            remedy += f" --score.views {scores.shape[2]}"
         missing = unwritten(scores) + list(range(len(scores), models))
         if missing:
             raise InputError(

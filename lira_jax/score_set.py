@@ -201,7 +201,7 @@ def _check_finite(score_set: ScoreSet) -> None:
     largest = float(np.finfo(np.float32).max)
     for model in range(scores.shape[0]):  # one model at a time: `scores` may be a large memory map
         row = np.asarray(scores[model])
-        usable = np.abs(row) <= largest
+        usable = np.isfinite(row) & (np.abs(row.astype(np.float64)) <= largest)
         if not usable.all():
             where = np.argwhere(~usable)[0]
             raise InputError(

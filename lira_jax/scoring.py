@@ -99,13 +99,9 @@ def score(experiment: Experiment, run: Path, devices: list[jax.Device] | None = 
             run / run_dir.SCORES, np.float32, (None, examples, None), "run score.py again"
         ).shape[2]
         if held != queries:
-            advice = (
-                f"python attack.py --attack.queries {queries} uses the first {queries} of them"
-                if held > queries
-                else "delete it to score anew"
-            )
             raise InputError(
-                f"{run / run_dir.SCORES}: holds {held} views, not score.views = {queries}; {advice}"
+                f"{run / run_dir.SCORES}: holds {held} views, not score.views = {queries}; give "
+                f"--score.views {held} to go on with it, or delete it to score anew"
             )
     if (run / run_dir.LOGITS).exists():
         run_dir.read_array(
@@ -156,8 +152,8 @@ def score(experiment: Experiment, run: Path, devices: list[jax.Device] | None = 
                         new_phi[:, part], new_logits[:, part] = part_phi, part_logits
                         progress.advance(
                             (part.stop - part.start) * len(chosen),
-                            f"{models - len(left)}/{models} models done, "
-                            f"{progress.rate() * queries:,.0f} queries/s",
+                            f"{models - len(left)}/{models} models written, "
+                            f"{progress.rate(len(chosen)) * queries:,.0f} queries/s",
                         )
                         stop.check(f"{run}: stopped; run the same command again to go on")
                     _refuse_non_finite(run / run_dir.SCORES, chosen, new_phi)

@@ -34,7 +34,7 @@ from lira_jax.progress import Progress
 from lira_jax.views import augmented, check_shift, plain
 
 # Streams of randomness within one model: fold_in(fold_in(key(seed), n), stream).
-INIT, ORDER, AUGMENT = 0, 1, 2
+INIT, ORDER, AUGMENT, DROPOUT = 0, 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -145,6 +145,7 @@ def epoch_of_model(experiment: Experiment, network: Network, steps: int) -> Call
         key = jax.random.fold_in(jax.random.key(experiment.seed), model["number"])
         key_order = jax.random.fold_in(jax.random.fold_in(key, ORDER), number)
         key_augment = jax.random.fold_in(key, AUGMENT)
+        key_dropout = jax.random.fold_in(key, DROPOUT)
         members = model["members"]
         batches = optimization.steps_per_epoch(members.shape[0], config.batch_size)
         order = jax.random.permutation(key_order, members)[: batches * config.batch_size]
@@ -158,7 +159,8 @@ def epoch_of_model(experiment: Experiment, network: Network, steps: int) -> Call
                 shift=config.shift,
                 cutout=config.cutout,
             )
-            return step(state, batch, labels[index])
+            key_step = jax.random.fold_in(key_dropout, state["step"])
+            return step(state, batch, labels[index], key_step)
 
         state, (losses, _) = lax.scan(one_batch, state, order.reshape(batches, config.batch_size))
         variables = optimization.evaluated_variables(state, config)
@@ -252,6 +254,7 @@ def train(experiment: Experiment, run: Path, devices: list[jax.Device] | None = 
     mesh = ensemble.models_mesh(devices)
     models, epochs = experiment.train.models, experiment.train.epochs
     size = min(ensemble.group_size(experiment.train.group, mesh), models)
+    mesh = ensemble.models_mesh(list(mesh.devices.flat)[:size])  # no device without a model
     finished, todo = checkpoints.plan(run, models, epochs, size)
     done = sum(group.size for group in finished)
     if todo:
@@ -325,7 +328,7 @@ def _train_group(
             f"epoch {epoch}/{epochs}, "
             f"member acc {metrics['member_accuracy'].mean():.1%}, "
             f"non-member acc {metrics['nonmember_accuracy'].mean():.1%}, "
-            f"{progress.rate() / epochs * 3600:.0f} models/h",
+            f"{progress.rate(group.size) / epochs * 3600:,.1f} models/h",
         )
         # Read once: a signal after this is answered an epoch later, when it can be saved.
         stopping = stop.signum != 0

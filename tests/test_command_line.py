@@ -443,7 +443,7 @@ def test_a_damaged_config_of_a_run_is_refused(refused, run):
 def test_other_views_than_those_scored_are_refused(refused, run):
     message = refused(score, "--run", run, "--score.views", "1")
     assert "scores.npy: holds 2 views" in message
-    assert "--attack.queries 1" in message
+    assert "give --score.views 2 to go on with it, or delete it" in message
     message = refused(score, "--run", run, "--score.views", "18")
     assert "scores.npy: holds 2 views" in message
     assert "delete" in message

@@ -8,7 +8,6 @@ import json
 import socket
 import sys
 import tarfile
-import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -654,13 +653,11 @@ def test_tfds_not_prepared(tmp_path: Path) -> None:
         DataConfig(name="cifar10"),
         'data.name = "cifar10"',
         f"not prepared in {tmp_path / 'tfds'}",
-        'pip install "lira_jax[prepare-tfds]"',
+        "pip install tensorflow-cpu",
         'python -c "import tensorflow_datasets as tfds; '
         "tfds.builder('cifar10', file_format='array_record').download_and_prepare()\"",
         "data.path to cifar-10-binary.tar.gz",
     )
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    assert "prepare-tfds" in project["optional-dependencies"]  # the extra that is named exists
     refused(DataConfig(name="cifar100"), "data.path to cifar-100-binary.tar.gz")
     assert "cifar" not in refused(DataConfig(name="svhn_cropped"), "Parquet")
 

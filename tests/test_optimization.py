@@ -36,7 +36,7 @@ def linear_network() -> Network:
     def apply(variables, x):
         return x @ variables["params"]["kernel"] + variables["params"]["bias"]
 
-    def apply_train(variables, x):
+    def apply_train(variables, x, key):
         return apply(variables, x), {"count": variables["rest"]["count"] + 1}
 
     return Network(init, apply_train, apply)
@@ -50,7 +50,7 @@ def run_steps(config: TrainConfig, steps: int):
     y = jax.random.randint(jax.random.key(2), (steps, 8), 0, 2)
     states, losses = [state], []
     for batch, labels in zip(x, y, strict=True):
-        state, (loss, _) = step(state, batch, labels)
+        state, (loss, _) = step(state, batch, labels, jax.random.key(0))
         states.append(state)
         losses.append(float(loss))
     return states, np.asarray(x, np.float64), np.asarray(y), losses

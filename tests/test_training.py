@@ -7,8 +7,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
-from lira_jax import checkpoints, run_dir, scoring, training
+from lira_jax import checkpoints, networks, run_dir, scoring, training
 from lira_jax.checkpoints import Group
 from lira_jax.config import DataConfig, Experiment
 from lira_jax.errors import InputError
@@ -123,6 +124,58 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tiny, checks, tmp_path, monke
         np.testing.assert_array_equal(weights, expected[model])
     epochs = [(*line["models"], line["epoch"]) for line in run_dir.read_log(tmp_path / "parts")]
     assert epochs == [(model, model, epoch) for model in (0, 1) for epoch in range(1, 5)]
+
+
+class WithDropout(nnx.Module):
+    """A user's own network with random streams and no normalisation."""
+
+    def __init__(self, image_shape, classes, depth, width, dtype, rngs):
+        self.hidden = nnx.Linear(int(np.prod(image_shape)), 16, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.out = nnx.Linear(16, classes, rngs=rngs)
+
+    def __call__(self, x):
+        x = jax.nn.relu(self.hidden(x.reshape(len(x), -1)))
+        return self.out(self.dropout(x))
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_users_network_with_dropout_trains_goes_on_and_scores(tiny, ema, tmp_path, monkeypatch):
+    from contextlib import contextmanager
+
+    from lira_jax.interrupts import Stopped
+
+    network = dataclasses.replace(tiny.network, arch=f"{__name__}:WithDropout")
+    experiment = with_train(dataclasses.replace(tiny, network=network), ema=ema)
+    one = jax.devices()[:1]
+    training.train(with_train(experiment, group=2), tmp_path / "whole", one)
+
+    @contextmanager
+    def stopping():
+        yield StopAfter(2)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "stop_requests", stopping)
+        with pytest.raises(Stopped):
+            training.train(with_train(experiment, group=1), tmp_path / "parts", one)
+    training.train(with_train(experiment, group=1), tmp_path / "parts", one)
+    expected = trained_weights(experiment, tmp_path / "whole")
+    for model, weights in trained_weights(experiment, tmp_path / "parts").items():
+        np.testing.assert_array_equal(weights, expected[model])
+    scoring.score(experiment, tmp_path / "parts", one)
+    again = np.load(tmp_path / "parts" / "scores.npy")
+    scoring.score(experiment, tmp_path / "whole", one)
+    np.testing.assert_allclose(np.load(tmp_path / "whole" / "scores.npy"), again, atol=1e-5)
+
+
+def test_dropout_differs_from_step_to_step_and_is_off_in_evaluation(tiny):
+    network_config = dataclasses.replace(tiny.network, arch=f"{__name__}:WithDropout")
+    network = networks.build(network_config, (8, 8, 1), 10)
+    variables = network.init(jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (4, 8, 8, 1))
+    one, other = (network.apply_train(variables, x, jax.random.key(seed))[0] for seed in (2, 3))
+    assert float(np.abs(one - other).max()) > 1e-3
+    np.testing.assert_array_equal(network.apply(variables, x), network.apply(variables, x))
 
 
 def test_more_models_leave_the_first_ones_bit_for_bit(eight, alone, tmp_path):

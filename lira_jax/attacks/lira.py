@@ -49,9 +49,9 @@ def attack(
     fold = references.fold
 
     def sides(chunk: slice, scores: Float[np.ndarray, "N C Q"]) -> tuple[Moments, Moments]:
-        keep = score_set.keep[:, chunk]
-        inside = moments(scores, *base_and_dropped(references, keep, "in"), config.centre)
-        outside = moments(scores, *base_and_dropped(references, keep, "out"), config.centre)
+        keep = score_set.keep
+        inside = moments(scores, *base_and_dropped(references, keep, chunk, "in"), config.centre)
+        outside = moments(scores, *base_and_dropped(references, keep, chunk, "out"), config.centre)
         return inside, outside
 
     def spread_of_chunk(

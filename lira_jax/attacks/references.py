@@ -7,8 +7,10 @@ or not the target trained on the example (METHODS.md, 3.10):
 - **leave-block-out**, where models come in blocks in which every example is IN equally often: the
   references are all models outside the target's block.
 - **leave-one-out**, for masks made any other way: each side of each example keeps a *base* of the
-  first r + 1 models on that side, in one fixed random order. The references are the base less the
-  target, or less its last model where the target is not in it: always r.
+  first r + 1 models on that side, in a fixed random order of its own (with one order for all
+  examples, which models are the references would tell the answer where models differ in general).
+  The references are the base less the target, or less its last model where the target is not in it:
+  always r.
 
 The common form: per side, a base of R models per example, and per *fold* of targets that are left
 out together (a block, or one target) D of them dropped. So statistics over references are those of
@@ -44,7 +46,8 @@ class References:
         fold: targets per fold; fold f leaves out the models f·fold … f·fold + fold − 1.
         base_in, base_out: models in each example's base, R.
         dropped_in, dropped_out: models of the base that a fold drops, D.
-        order: leave-one-out only: models in the order in which bases are filled, int [N].
+        order: leave-one-out only: models in the order in which each example's bases are filled,
+            int [N, E].
         words: the rule, for people.
     """
 
@@ -53,7 +56,7 @@ class References:
     base_out: int
     dropped_in: int
     dropped_out: int
-    order: Int[np.ndarray, " N"] | None
+    order: Int[np.ndarray, "N E"] | None
     words: str
 
     @property
@@ -96,11 +99,11 @@ def find(score_set: ScoreSet) -> References:
     base = {"trained": int(counts_in.min()), "did not train": int((models - counts_in).min())}
     for side, counts in (("trained", counts_in), ("did not train", models - counts_in)):
         if base[side] < 2:
-            example = int(counts.argmin())
+            few = np.flatnonzero(counts < 2)
             raise InputError(
                 f"{score_set.source}: in `keep` only {base[side]} of {models} models {side} on "
-                f"example {example}, and leave-one-out needs 2 on each side; "
-                "add models or remove that example"
+                f"example {int(counts.argmin())}, and leave-one-out needs 2 on each side; "
+                f"add models or remove the {few.size} such example{'s' * (few.size > 1)}"
             )
     base_in, base_out = base["trained"], base["did not train"]
     return References(
@@ -109,7 +112,9 @@ def find(score_set: ScoreSet) -> References:
         base_out=base_out,
         dropped_in=1,
         dropped_out=1,
-        order=np.random.default_rng(0).permutation(models),
+        order=np.random.default_rng(0).permuted(
+            np.tile(np.arange(models, dtype=np.int32)[:, np.newaxis], keep.shape[1]), axis=0
+        ),
         words=f"leave-one-out with {base_in - 1} IN and {base_out - 1} OUT references, "
         "because the masks form no blocks",
     )
@@ -155,15 +160,20 @@ def _check_block(keep: Bool[np.ndarray, "N E"], block: int, source: str) -> None
 
 
 def base_and_dropped(
-    references: References, keep: Bool[np.ndarray, "N C"], side: Literal["in", "out"]
+    references: References,
+    keep: Bool[np.ndarray, "N E"],
+    chunk: slice,
+    side: Literal["in", "out"],
 ) -> tuple[Int[np.ndarray, "R C"], Int[np.ndarray, "F D C"]]:
     """The base of one side, as models, and what every fold drops, as positions in the base.
 
     Args:
         references: the rule.
-        keep: masks of a chunk of C examples, all models.
+        keep: all masks.
+        chunk: the C examples that are asked for.
         side: IN or OUT.
     """
+    keep = keep[:, chunk]
     models, examples = keep.shape
     outside = ~keep if side == "in" else keep
     size = references.base_in if side == "in" else references.base_out
@@ -173,8 +183,9 @@ def base_and_dropped(
         # The base is in the order of models and has D from each block: block f's are the f-th D.
         positions = np.arange(size).reshape(-1, dropped, 1)
         return base, np.broadcast_to(positions, (*positions.shape[:2], examples))
-    ranked = np.argsort(outside[references.order], axis=0, kind="stable")[:size]
-    base = references.order[ranked]
+    order = references.order[:, chunk]
+    ranked = np.argsort(np.take_along_axis(outside, order, axis=0), axis=0, kind="stable")[:size]
+    base = np.take_along_axis(order, ranked, axis=0)
     positions = np.full((models, examples), size - 1)
     np.put_along_axis(positions, base, np.arange(size)[:, np.newaxis], axis=0)
     return base, positions[:, np.newaxis]

@@ -39,7 +39,7 @@ def loss_per_example(
 
     def score_chunk(chunk: slice, scores: Float[np.ndarray, "N C 1"]) -> None:
         losses = _loss(scores)
-        outside = moments(losses, *base_and_dropped(references, score_set.keep[:, chunk], "out"))
+        outside = moments(losses, *base_and_dropped(references, score_set.keep, chunk, "out"))
         targets = losses.reshape(-1, references.fold, *losses.shape[1:])  # [F, B, C, 1]
         difference = outside.mean[:, np.newaxis] - targets
         result[:, chunk] = difference.reshape(models, -1)

@@ -32,6 +32,9 @@ ARCHITECTURES: dict[str, Callable[..., nnx.Module]] = {
 # Depths are 6n plus this.
 _DEPTH_OFFSET = {"wide_resnet": 4, "resnet": 2}
 
+# What a network keeps beside weights; random streams are drawn anew each step.
+_REST = nnx.Not(nnx.Any(nnx.Param, nnx.RngState))
+
 Variables = dict[str, Any]
 """`params` (trained weights) and `rest` (BatchNorm statistics and the like): nested dicts of
 arrays."""
@@ -43,13 +46,15 @@ class Network:
 
     Attributes:
         init: key ↦ variables.
-        apply_train: variables, images [B, H, W, C] ↦ logits [B, K], new `rest`; batch statistics.
+        apply_train: variables, images [B, H, W, C], key for dropout ↦ logits [B, K], new `rest`;
+            in training mode, with batch statistics.
         apply: variables, images ↦ logits [B, K] in evaluation mode; each image for itself.
     """
 
     init: Callable[[Key[Array, ""]], Variables]
     apply_train: Callable[
-        [Variables, Float[Array, "B H W C"]], tuple[Float[Array, "B K"], Variables]
+        [Variables, Float[Array, "B H W C"], Key[Array, ""]],
+        tuple[Float[Array, "B K"], Variables],
     ]
     apply: Callable[[Variables, Float[Array, "B H W C"]], Float[Array, "B K"]]
 
@@ -101,10 +106,22 @@ def build(
     abstract.train()
     graph_train, _ = nnx.split(abstract)
     params_like = nnx.state(abstract, nnx.Param)
-    rest_like = nnx.state(abstract, nnx.Not(nnx.Param))
+    rest_like = nnx.state(abstract, _REST)
+    random_like = nnx.state(abstract, nnx.RngState)
 
-    def merge(graph: Any, variables: Variables) -> Any:
-        states = []
+    def random_state(key: Array) -> Any:
+        """Fresh keys for every stream, so that a step's dropout follows from its key alone."""
+        leaves, tree = jax.tree.flatten(random_like)
+        fresh = [
+            jax.random.split(jax.random.fold_in(key, number), leaf.shape)
+            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+            else jnp.zeros(leaf.shape, leaf.dtype)
+            for number, leaf in enumerate(leaves)
+        ]
+        return jax.tree.unflatten(tree, fresh)
+
+    def merge(graph: Any, variables: Variables, key: Array) -> Any:
+        states = [random_state(key)]
         for like, values in ((params_like, variables["params"]), (rest_like, variables["rest"])):
             state = jax.tree.map(lambda leaf: leaf, like)  # a copy: replacing works in place
             nnx.replace_by_pure_dict(state, values)
@@ -115,15 +132,15 @@ def build(
         model = module(key)
         return {
             "params": nnx.to_pure_dict(nnx.state(model, nnx.Param)),
-            "rest": nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param))),
+            "rest": nnx.to_pure_dict(nnx.state(model, _REST)),
         }
 
-    def apply_train(variables: Variables, images: Array) -> tuple[Array, Variables]:
-        model = merge(graph_train, variables)
+    def apply_train(variables: Variables, images: Array, key: Array) -> tuple[Array, Variables]:
+        model = merge(graph_train, variables, key)
         logits = model(images).astype(jnp.float32)
-        return logits, nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
+        return logits, nnx.to_pure_dict(nnx.state(model, _REST))
 
     def apply(variables: Variables, images: Array) -> Array:
-        return merge(graph_eval, variables)(images).astype(jnp.float32)
+        return merge(graph_eval, variables, jax.random.key(0))(images).astype(jnp.float32)
 
     return Network(init, apply_train, apply)

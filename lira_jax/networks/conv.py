@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -80,7 +81,13 @@ def _backward(
             pads_x.append((low, size + kernel - 2 - span - low))
             pads_w.append((padding[axis][0], kernel + span - size - padding[axis][0]))
         flipped = w[::-1, ::-1].transpose(0, 1, 3, 2)
-        dx = conv(dy, flipped, (1, 1), pads_x, lhs_dilation=strides)
+        # Negative padding is cut off beforehand: XLA:CPU may read past the array for it.
+        if min(min(pads_x)) < 0:
+            dy_cut, pads_x = _cut(dy, pads_x, strides)
+            dx = conv(dy_cut, flipped, (1, 1), pads_x)
+        else:
+            dx = conv(dy, flipped, (1, 1), pads_x, lhs_dilation=strides)
+        x, pads_w = _cut(x, pads_w, (1, 1))
         # Weight gradient: input channels take the place of the batch, the batch that of channels.
         dw = conv(
             x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3), (1, 1), pads_w, rhs_dilation=strides
@@ -92,6 +99,20 @@ def _backward(
         return pull_back(dy)
 
     return lax.platform_dependent(x, w, dy, cpu=nhwc, default=ordinary)
+
+
+def _cut(
+    x: Array, pads: list[tuple[int, int]], dilation: tuple[int, int]
+) -> tuple[Array, list[tuple[int, int]]]:
+    """Dilate the pixels and apply negative padding; the padding that is left is at least 0."""
+    edges = [
+        (min(low, 0), min(high, 0), step - 1)
+        for (low, high), step in zip(pads, dilation, strict=True)
+    ]
+    left = [(max(low, 0), max(high, 0)) for low, high in pads]
+    if any(low or high or between for low, high, between in edges):
+        x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+    return x, left
 
 
 _conv.defvjp(_forward, _backward)

@@ -25,7 +25,7 @@ def score_set(keep, queries=1, block=None):
 
 def reference_models(rule, keep, side):
     """[N, E] sets of models: the references of every target and example."""
-    base, dropped = references.base_and_dropped(rule, keep, side)
+    base, dropped = references.base_and_dropped(rule, keep, slice(None), side)
     sets = np.empty(keep.shape, dtype=object)
     for target, example in np.ndindex(*keep.shape):
         gone = dropped[target // rule.fold, :, example]
@@ -97,7 +97,7 @@ def test_moments_equal_refitting_each_fold(centre, per_block, block):
     truths = {"in": keep, "out": ~keep}
     for side in ("in", "out"):
         truth = truths[side]
-        parts = references.base_and_dropped(rule, keep, side)
+        parts = references.base_and_dropped(rule, keep, slice(None), side)
         got = references.moments(values, *parts, centre=centre)
         for fold, example in np.ndindex(3, 20):
             chosen = truth[:, example] & (np.arange(3 * block) // block != fold)

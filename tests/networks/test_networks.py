@@ -59,7 +59,7 @@ def test_any_image_size_and_class_count_works(arch, image_shape, classes):
     variables = jax.eval_shape(network.init, jax.random.key(0))
     x = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
     assert jax.eval_shape(network.apply, variables, x).shape == (2, classes)
-    logits, rest = jax.eval_shape(network.apply_train, variables, x)
+    logits, rest = jax.eval_shape(network.apply_train, variables, x, jax.random.key(0))
     assert logits.dtype == jnp.float32
     assert jax.tree.structure(rest) == jax.tree.structure(variables["rest"])
 
@@ -72,7 +72,7 @@ def test_evaluation_treats_each_image_for_itself_and_training_uses_the_batch():
     together = apply(variables, x)
     alone = jnp.concatenate([apply(variables, image[None]) for image in x])
     np.testing.assert_allclose(together, alone, atol=1e-5)
-    in_batch, rest = jax.jit(network.apply_train)(variables, x)
+    in_batch, rest = jax.jit(network.apply_train)(variables, x, jax.random.key(2))
     assert float(jnp.abs(in_batch - together).max()) > 1e-3
     moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), rest, variables["rest"])
     assert all(jax.tree.leaves(moved))
