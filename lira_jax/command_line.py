@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -70,8 +71,12 @@ def run_stage(stage: Callable[[Sequence[str]], None]) -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         stage(sys.argv[1:])
+        sys.stdout.flush()
     except InputError as error:
         _refuse(str(error))
+    except BrokenPipeError:  # whoever read the output, such as head, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
         if error.filename is None:
             raise

@@ -638,3 +638,17 @@ def test_a_terminal_without_our_letters_is_no_obstacle(run):
     assert outcome.returncode == 2
     assert outcome.stderr.startswith(b"error: ")
     assert b"models 2\\u20133 of 4 are not trained yet" in outcome.stderr
+
+
+def test_a_reader_that_goes_away_gets_no_traceback(tmp_path):
+    keep = np.tile(np.eye(2, dtype=bool), (2, 10))
+    np.savez(tmp_path / "s.npz", scores=np.random.default_rng(0).normal(size=(4, 20)), keep=keep)
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    outcome = subprocess.run(
+        [sys.executable, "attack.py", "--scores", tmp_path / "s.npz", "--out", tmp_path / "out"],
+        cwd=ROOT, stdout=write_end, stderr=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    os.close(write_end)
+    assert "BrokenPipe" not in outcome.stderr
+    assert (tmp_path / "out" / "metrics.json").exists()
