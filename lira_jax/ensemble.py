@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 from lira_jax.errors import InputError
 
 AXIS = "models"
-# Not measured on an accelerator yet: guesses that benchmarks/ will replace.
+# Guesses: nothing has been measured on an accelerator yet.
 ACCELERATOR_MODELS_PER_DEVICE = 16
 ACCELERATOR_SCORE_IMAGES = 4096
 CPU_SCORE_IMAGES = 72
