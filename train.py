@@ -13,6 +13,7 @@ from lira_jax import config, run_dir
 from lira_jax.command_line import HELP, parse, positional, run_stage, value_of
 from lira_jax.config import Experiment
 from lira_jax.errors import InputError
+from lira_jax.storage import as_path
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,18 @@ class Arguments:
     Attributes:
         run: Run directory, made if missing; an unfinished run is continued.
         config: The experiment, such as configs/digits.toml; may be left out to continue a run.
+        shard: Share of the models to train: `i/n`, counted from 0; `auto` reads Slurm's and
+            Kubernetes' variables; `distributed` starts jax.distributed.
+        repair: Train models with damaged checkpoints again, and write damaged masks anew.
     """
 
-    run: Path
+    run: str
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     config: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="CONFIG.toml")] = (
         None
     )
+    shard: str = "0/1"
+    repair: bool = False
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -36,7 +42,7 @@ def main(arguments: Sequence[str]) -> None:
     if file is not None:
         experiment = config.load(file)
     elif run is not None:
-        experiment = run_dir.read_config(run)
+        experiment = run_dir.read_config(as_path(run))
     elif set(HELP) & set(arguments):
         experiment = Experiment()
     else:
@@ -46,8 +52,10 @@ def main(arguments: Sequence[str]) -> None:
 
     from lira_jax import ensemble, training  # JAX starts slowly; --help need not wait for it
 
-    ensemble.use_all_cpu_cores()
-    training.train(config.check(parsed.experiment), parsed.run)
+    shard = ensemble.set_up(parsed.shard)
+    training.train(
+        config.check(parsed.experiment), as_path(parsed.run), shard=shard, repair=parsed.repair
+    )
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,8 +20,8 @@ from lira_jax.config import AttackConfig
 from lira_jax.errors import InputError
 from lira_jax.evaluation import FPRS, Roc
 from lira_jax.figures import roc_figure
-from lira_jax.run_dir import write_text, write_whole
 from lira_jax.score_set import ScoreSet, check
+from lira_jax.storage import write_text, write_whole
 
 # Fewer expected false positives than this behind a TPR, and the output marks it.
 FEW_FALSE_POSITIVES = 10
@@ -152,13 +154,15 @@ def _write(out: Path, metrics: dict[str, Any], curves: Mapping[str, Roc]) -> Non
     aucs = {entry["name"]: entry["auc"] for entry in metrics["attacks"]}
     text = json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_text(out / "metrics.json", text)
-    write_whole(out / "table.csv", lambda path: _write_csv(path, metrics["attacks"]))
-    write_whole(out / "roc.npz", lambda path: np.savez(path, **arrays))  # type: ignore[arg-type]
-    for name in ("roc.png", "roc.pdf"):
-        write_whole(out / "figures" / name, lambda path: roc_figure(curves, aucs, path))
+    write_text(out / "table.csv", _as_csv(metrics["attacks"]))
+    write_whole(out / "roc.npz", lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
+    kinds: tuple[Literal["png", "pdf"], ...] = ("png", "pdf")
+    for kind in kinds:
+        path = out / "figures" / f"roc.{kind}"
+        write_whole(path, partial(roc_figure, curves, aucs, kind))
 
 
-def _write_csv(path: Path, entries: list[dict[str, Any]]) -> None:
+def _as_csv(entries: list[dict[str, Any]]) -> str:
     """One line per attack, one column per figure; intervals as _lo and _hi, empty where none."""
     rows = []
     for entry in entries:
@@ -175,10 +179,11 @@ def _write_csv(path: Path, entries: list[dict[str, Any]]) -> None:
                 f"expected_false_positives_{key}": entry["expected_false_positives"][key],
             }
         rows.append(row)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def format_table(metrics: dict[str, Any], out: Path) -> str:

@@ -1,149 +1,194 @@
-"""One Orbax checkpoint per group of models.
+"""One checkpoint per group of models, a plain .npz with a checksum.
 
-`checkpoints/models_00000-00007/STEP/` holds the whole training state of models 0–7 after STEP
-epochs, or, once STEP is the last epoch, only the variables that are scored. `checksums.json` beside
-it tells damage that Orbax would read as weights.
+`checkpoints/models_00000-00007_step_1150.npz` holds the whole training state of models 0–7 after
+1,150 optimiser steps, or, if that is the last one, only the variables that are scored. Arrays are
+named by their place in the state, `variables/params/dense/kernel`, and have a leading axis of
+models. One file and no coordination: processes that share a run save each at its own time, on a
+disk or in an object store.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
+import io
 import re
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
+import numpy as np
 
 from lira_jax.errors import InputError
-from lira_jax.run_dir import CHECKPOINTS, as_ranges, write_text
+from lira_jax.run_dir import CHECKPOINTS, as_ranges
+from lira_jax.storage import read_checked, remove, write_checked
 
-CHECKSUMS = "checksums.json"
-_NAME = re.compile(r"models_(\d+)-(\d+)")
+_NAME = re.compile(r"models_(\d+)-(\d+)_step_(\d+)\.npz")
 
 
 @dataclass(frozen=True, order=True)
 class Group:
-    """Models `first` to `last`, inclusive, and the epoch of their newest checkpoint (0: none)."""
+    """Models `first` to `last`, inclusive, and the step of their newest checkpoint (0: none)."""
 
     first: int
     last: int
-    epoch: int = 0
+    step: int = 0
 
     @property
     def size(self) -> int:
         return self.last - self.first + 1
 
+    @property
+    def models(self) -> range:
+        return range(self.first, self.last + 1)
 
-def _folder(run: Path, group: Group) -> Path:
-    return run / CHECKPOINTS / f"models_{group.first:05d}-{group.last:05d}"
+    @property
+    def name(self) -> str:
+        return f"models_{self.first:05d}-{self.last:05d}"
 
 
-def _manager(run: Path, group: Group) -> ocp.CheckpointManager:
-    # Orbax speaks at length about normal events; errors still reach the user.
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
-    return ocp.CheckpointManager(_folder(run, group).absolute(), options=options)
+def _path(run: Path, group: Group) -> Path:
+    return run / CHECKPOINTS / f"{group.name}_step_{group.step}.npz"
+
+
+def _files(run: Path) -> list[Group]:
+    """A group for every checkpoint file, in order of models and steps."""
+    root = run / CHECKPOINTS
+    names = [path.name for path in root.iterdir()] if root.is_dir() else []
+    return sorted(Group(*map(int, m.groups())) for m in map(_NAME.fullmatch, names) if m)
 
 
 def saved_groups(run: Path) -> list[Group]:
-    """All groups with a checkpoint, in order of models."""
-    groups = []
-    root = run / CHECKPOINTS
-    for folder in sorted(root.iterdir()) if root.is_dir() else []:
-        match = _NAME.fullmatch(folder.name)
-        if not match or not folder.is_dir():
-            continue
-        steps = [int(child.name) for child in folder.iterdir() if child.name.isdecimal()]
-        if steps:
-            groups.append(Group(int(match[1]), int(match[2]), max(steps)))
-    return groups
+    """All groups with a checkpoint, each at its newest, in order of models.
+
+    A group inside a larger one does not count: it is half of one whose halving was cut short.
+    """
+    newest = {(group.first, group.last): group for group in _files(run)}.values()
+    return [
+        group
+        for group in newest
+        if not any(
+            other.first <= group.first and group.last <= other.last and other.size > group.size
+            for other in newest
+        )
+    ]
 
 
 def save(run: Path, group: Group, tree: Any) -> None:
-    """Write a checkpoint of `group.epoch`; the one before it goes once this one is whole."""
-    with _manager(run, group) as manager:
-        manager.save(group.epoch, args=ocp.args.StandardSave(tree))
-    record = {"epoch": group.epoch, "files": _checksums(_folder(run, group) / str(group.epoch))}
-    write_text(_folder(run, group) / CHECKSUMS, json.dumps(record, indent=1) + "\n")
-
-
-def _checksums(folder: Path) -> dict[str, str]:
-    sums = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            with path.open("rb") as file:
-                name = path.relative_to(folder).as_posix()
-                sums[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return sums
-
-
-def verify(run: Path, group: Group) -> None:
-    """Check that a checkpoint's files are those that were written.
-
-    A checkpoint without a record passes: the call that wrote it was killed before the record.
+    """Write a checkpoint of `group.step`; those before it go once this one is whole.
 
     Raises:
-        InputError: a file is missing or has changed.
+        InputError: it cannot be written, as when the disk is full; the one before it stays.
     """
-    folder = _folder(run, group)
-    try:
-        record = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
-        same = record["epoch"] == group.epoch
-        written = record["files"].items() if same else ()
-    except FileNotFoundError:
-        return
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _damaged(run, group, f"{CHECKSUMS}: {error}") from None
-    found = _checksums(folder / str(group.epoch))
-    for name, digest in written:
-        if found.get(name) != digest:
-            state = "not what was written" if name in found else "missing"
-            raise _damaged(run, group, f"{name} is {state}")
+    arrays = {_name(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(tree)}
+    write_checked(_path(run, group), lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
+    for other in _files(run):
+        if (other.first, other.last) == (group.first, group.last) and other.step != group.step:
+            remove(_path(run, other))
 
 
-def _damaged(run: Path, group: Group, reason: str) -> InputError:
-    folder = _folder(run, group)
-    return InputError(
-        f"{folder / str(group.epoch)}: damaged or foreign checkpoint ({reason}); "
-        f"delete {folder} and run train.py again"
-    )
+def _name(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def verify(run: Path, group: Group) -> bytes:
+    """Read a checkpoint's file and check that it is what was written.
+
+    Raises:
+        InputError: missing, truncated or changed.
+    """
+    return read_checked(_path(run, group), _remedy(group))
+
+
+def _remedy(group: Group) -> str:
+    return f"run train.py with --repair True to train models {as_ranges(group.models)} again"
 
 
 def restore(run: Path, group: Group, like: Any) -> Any:
     """Read the checkpoint of a group.
 
     Args:
-        like: tree of NumPy arrays of the shapes and types it should hold.
+        like: tree of arrays, or of their shapes and types, that it should hold.
 
     Raises:
         InputError: the checkpoint is damaged or of another network.
     """
-    verify(run, group)
+    content = verify(run, group)
     try:
-        with _manager(run, group) as manager:
-            tree = manager.restore(group.epoch, args=ocp.args.StandardRestore(like))
-        for found, wanted in zip(jax.tree.leaves(tree), jax.tree.leaves(like), strict=True):
-            if found.shape != wanted.shape:
-                raise ValueError(f"an array of shape {found.shape} instead of {wanted.shape}")
-        return tree
-    # Orbax and TensorStore raise many types for a damaged file; none of them is ours.
-    except Exception as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise _damaged(run, group, reason) from None
+        with np.load(io.BytesIO(content)) as file:
+            arrays = dict(file)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise _foreign(run, group, str(error)) from None
+
+    def read(path: tuple[Any, ...], wanted: Any) -> np.ndarray:
+        name = _name(path)
+        found = arrays.pop(name, None)
+        if found is None:
+            raise _foreign(run, group, f"no array {name}")
+        if found.dtype.kind == "V":  # NumPy does not name bfloat16
+            found = found.view(wanted.dtype)
+        if (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
+            reason = f"{name} is {found.dtype} {list(found.shape)}"
+            raise _foreign(run, group, f"{reason} instead of {wanted.dtype} {list(wanted.shape)}")
+        return found
+
+    tree = jax.tree.map_with_path(read, like)
+    if arrays:
+        raise _foreign(run, group, f"unknown array {min(arrays)}")
+    return tree
 
 
-def plan(run: Path, models: int, epochs: int, size: int) -> tuple[list[Group], list[Group]]:
-    """What is finished and what is left to train.
+def _foreign(run: Path, group: Group, reason: str) -> InputError:
+    return InputError(f"{_path(run, group)}: not of this network ({reason}); {_remedy(group)}")
 
-    Groups begun earlier keep their extent, whatever `size` is now; models of no checkpoint are cut
-    into groups of `size`.
+
+def repair(run: Path, models: range) -> list[Group]:
+    """Remove the damaged checkpoints among those that begin with one of these models.
 
     Returns:
-        Finished groups and groups to train, each in order of models.
+        The groups removed.
+    """
+    removed = []
+    for group in _files(run):
+        if group.first in models:
+            try:
+                verify(run, group)
+            except InputError:
+                remove(_path(run, group))
+                removed.append(group)
+    return removed
+
+
+def halve(run: Path, group: Group, like: Any) -> None:
+    """Cut a group's checkpoint in two, for a device with less memory than it began on.
+
+    Args:
+        like: as for `restore`.
+    """
+    tree = restore(run, group, like)
+    half = group.size // 2
+    for first, last in ((0, half), (half, group.size)):
+        part = Group(group.first + first, group.first + last - 1, group.step)
+        save(run, part, jax.tree.map(lambda leaf, a=first, b=last: leaf[a:b], tree))
+    remove(_path(run, group))  # until here it counts, and its halves do not
+
+
+def plan(
+    run: Path, models: int, steps: int, size: int, share: range | None = None
+) -> tuple[list[Group], list[Group]]:
+    """What is finished and what is left to train.
+
+    Groups begun earlier keep their extent, whatever `size` is now, and belong to the share that
+    holds their first model; models of no checkpoint are cut into groups of `size`.
+
+    Args:
+        models: N.
+        steps: optimiser steps of a finished model.
+        size: of new groups.
+        share: models of this process; default all.
+
+    Returns:
+        Finished groups (of all models) and groups to train (of the share), each in order of models.
 
     Raises:
         InputError: overlapping groups, or models beyond those of the run.
@@ -151,19 +196,20 @@ def plan(run: Path, models: int, epochs: int, size: int) -> tuple[list[Group], l
     saved = saved_groups(run)
     free = set(range(models))
     for group in saved:
-        extent = set(range(group.first, group.last + 1))
+        extent = set(group.models)
         if not extent <= free:
             raise InputError(
-                f"{_folder(run, group)}: models {as_ranges(sorted(extent - free))} are in another "
-                "checkpoint or beyond this run's; delete that folder and run train.py again"
+                f"{_path(run, group)}: models {as_ranges(sorted(extent - free))} are in another "
+                "checkpoint or beyond this run's; delete that file and run train.py again"
             )
         free -= extent
-    todo = [group for group in saved if group.epoch < epochs]
-    left = sorted(free)
+    share = range(models) if share is None else share
+    todo = [group for group in saved if group.step < steps and group.first in share]
+    left = sorted(free.intersection(share))
     while left:
         run_length = 1
         while run_length < min(size, len(left)) and left[run_length] == left[run_length - 1] + 1:
             run_length += 1
         todo.append(Group(left[0], left[run_length - 1]))
         left = left[run_length:]
-    return [group for group in saved if group.epoch >= epochs], sorted(todo)
+    return [group for group in saved if group.step >= steps], sorted(todo)

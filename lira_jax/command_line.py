@@ -34,14 +34,14 @@ def parse(form: Callable[..., T], default: Any, description: str, arguments: Seq
     )
 
 
-def value_of(flag: str, arguments: Sequence[str]) -> Path | None:
+def value_of(flag: str, arguments: Sequence[str]) -> str | None:
     """The value of `--flag VALUE` or `--flag=VALUE`, read ahead of parsing; the last one counts."""
     found = None
     for position, argument in enumerate(arguments):
         if argument == flag and position + 1 < len(arguments):
-            found = Path(arguments[position + 1])
+            found = arguments[position + 1]
         elif argument.startswith(f"{flag}="):
-            found = Path(argument.removeprefix(f"{flag}="))
+            found = argument.removeprefix(f"{flag}=")
     return found
 
 

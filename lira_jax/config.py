@@ -81,8 +81,8 @@ class TrainConfig:
         dtype: Type of activations and convolutions; weights, loss and scores stay float32.
         eval_examples: Members, and as many non-members, on which accuracy is logged after each
             epoch [examples].
-        checkpoint_minutes: A group in training is checkpointed at least this often [minutes]. Does
-            not change results.
+        checkpoint_minutes: A group in training is checkpointed at least this often, 0 after every
+            step [minutes]. Does not change results.
         group: Models trained together; 0 picks one per device on CPU, 16 per device
             elsewhere [models]. Does not change results at width 1.
         width: Models vectorised together on one device; 0 picks 1 on CPU, the group's share

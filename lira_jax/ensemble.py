@@ -8,8 +8,11 @@ alone.
 
 from __future__ import annotations
 
+import hashlib
 import os
+import platform
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,7 +21,9 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from lira_jax import shards
 from lira_jax.errors import InputError
+from lira_jax.shards import Shard
 
 AXIS = "models"
 # Guesses: nothing has been measured on an accelerator yet.
@@ -27,24 +32,99 @@ ACCELERATOR_SCORE_IMAGES = 4096
 CPU_SCORE_IMAGES = 72
 
 
-def use_all_cpu_cores() -> None:
-    """Offer one host device per CPU core; call before JAX touches a device."""
+def set_up(shard: str) -> Shard:
+    """Prepare JAX, which must not have been used yet, and tell which share of models is ours.
+
+    Every CPU core becomes a host device. Compiled programs are kept in
+    `$XDG_CACHE_HOME/lira_jax/xla` (default `~/.cache`), or where `JAX_COMPILATION_CACHE_DIR` says.
+
+    Args:
+        shard: as `shards.parse` takes it, or `distributed`: start jax.distributed, which TPU pods
+            need, and take the share of this process.
+
+    Raises:
+        InputError: not a share.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     jax.config.update("jax_num_cpu_devices", cores or 1)
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = root / "lira_jax" / "xla" / _processor()
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if shard != "distributed":
+        return shards.parse(shard)
+    try:
+        jax.distributed.initialize(
+            num_processes=_number("JAX_NUM_PROCESSES"), process_id=_number("JAX_PROCESS_ID")
+        )
+        share = Shard(jax.process_index(), jax.process_count())
+        # The devices are known now, and models never talk: no process should wait for another at
+        # its end, or die with it.
+        jax.distributed.shutdown()
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise InputError(
+            f"--shard distributed: jax.distributed does not start ({reason}); "
+            "docs/cluster.md tells what it needs"
+        ) from None
+    return share
+
+
+def _number(name: str) -> int | None:
+    """A variable that jax.distributed does not read by itself; None lets it find out."""
+    text = os.environ.get(name)
+    if text is not None and not text.isdecimal():
+        raise InputError(f"--shard distributed: {name} = {text!r} must be a whole number")
+    return None if text is None else int(text)
+
+
+def _processor() -> str:
+    """A name for this kind of processor: a home folder may be shared by hosts of several kinds,
+    and code compiled for one may not run on another."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        about = sorted({line for line in lines if line.startswith(("flags", "model name"))})
+    except OSError:
+        about = [platform.processor()]
+    digest = hashlib.sha256("\n".join(about).encode()).hexdigest()
+    return f"{platform.machine()}-{digest[:12]}"
 
 
 def models_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over the given devices (default: all) whose single axis is `models`."""
-    chosen = np.array(jax.devices() if devices is None else devices)
+    """A mesh over the given devices (default: all of this process) with the axis `models`."""
+    chosen = np.array(jax.local_devices() if devices is None else devices)
     return Mesh(chosen, (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def group_size(requested: int, mesh: Mesh) -> int:
-    """Models to train together: `requested`, or a default for the platform, never below 1."""
+    """Models to work on together: `requested`, or a default for the platform.
+
+    More models than devices come in a multiple of the devices, so that none waits for the others.
+    """
     if requested:
-        return requested
+        return requested - requested % mesh.size if requested > mesh.size else requested
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     return mesh.size * (1 if on_cpu else ACCELERATOR_MODELS_PER_DEVICE)
+
+
+def halved(run: Path, models: int, error: jax.errors.JaxRuntimeError) -> int:
+    """Half of a group that a device had too little memory for; says so.
+
+    Raises:
+        InputError: there was only one model.
+        jax.errors.JaxRuntimeError: the error, if it was another.
+    """
+    reason = str(error).splitlines()[0]
+    if "RESOURCE_EXHAUSTED" not in reason:
+        raise error
+    if models == 1:
+        raise InputError(
+            f"{run}: one model alone does not fit into memory ({reason[:200]}); use a device with "
+            "more, a smaller --score.batch_size, or a smaller train.batch_size in a new run"
+        )
+    print(f"{run}: {models} models do not fit into memory together; going on with {models // 2}")
+    return models // 2
 
 
 def score_batch(requested: int, queries: int, mesh: Mesh) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -44,7 +44,12 @@ _UNKNOWN: tuple[str, _Line] = ("#7F7F7F", "-")
 _TEXT: dict[Any, Any] = {"font.size": 8, "pdf.fonttype": 42, "axes.linewidth": 0.6}
 
 
-def roc_figure(curves: Mapping[str, Roc], aucs: Mapping[str, float], path: Path) -> None:
+def roc_figure(
+    curves: Mapping[str, Roc],
+    aucs: Mapping[str, float],
+    kind: Literal["png", "pdf"],
+    file: Path | BinaryIO,
+) -> None:
     """Draw ROC curves on log-log axes, at the width of a paper's column.
 
     Both axes begin at one false positive among all non-members. Curves are steps: at each FPR, the
@@ -53,7 +58,8 @@ def roc_figure(curves: Mapping[str, Roc], aucs: Mapping[str, float], path: Path)
     Args:
         curves: by name of the attack, in the legend's order; thinned or not.
         aucs: areas under the whole curves, by the same names.
-        path: where to write; the suffix picks PNG or PDF.
+        kind: of picture.
+        file: where to write.
     """
     nonmembers = max(int(curve.false_positives[-1]) for curve in curves.values())
     left = 1 / max(nonmembers, 10)
@@ -104,8 +110,8 @@ def roc_figure(curves: Mapping[str, Roc], aucs: Mapping[str, float], path: Path)
             labelspacing=0.25,
         )
         # No date in the file: the same curves give the same bytes.
-        metadata = {"CreationDate": None} if path.suffix == ".pdf" else None
-        figure.savefig(path, metadata=metadata)
+        metadata = {"CreationDate": None} if kind == "pdf" else None
+        figure.savefig(file, format=kind, metadata=metadata)
 
 
 def _corners(curve: Roc, left: float) -> tuple[Float[np.ndarray, " P"], Float[np.ndarray, " P"]]:

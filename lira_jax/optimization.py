@@ -15,9 +15,10 @@ from lira_jax.config import TrainConfig
 from lira_jax.networks import Network, Variables
 
 State = dict[str, Any]
-"""One model in training: `variables`, `optimizer`, `step` (steps taken), `ema` (the moving average
-before debiasing; empty when off) and `bias` (ema^step, the share of it that is still its start at
-zero; multiplied up step by step, since XLA's power rounds differently from program to program)."""
+"""One model in training: `variables`, `optimizer`, `step` (steps taken), `loss` (summed over the
+steps of this epoch), `ema` (the moving average before debiasing; empty when off) and `bias`
+(ema^step, the share of it that is still its start at zero; multiplied up step by step, since XLA's
+power rounds differently from program to program)."""
 
 
 def paper_schedule(peak: float, steps: int) -> optax.Schedule:
@@ -58,6 +59,7 @@ def new_state(key: Key[Array, ""], network: Network, config: TrainConfig, steps:
         "variables": variables,
         "optimizer": optimizer(config, steps).init(variables["params"]),
         "step": jnp.zeros((), jnp.int32),
+        "loss": jnp.zeros((), jnp.float32),
         "ema": averages,
         "bias": jnp.ones((), jnp.float32),
     }
@@ -99,6 +101,7 @@ def train_step(
             "variables": variables,
             "optimizer": optimizer_state,
             "step": state["step"] + 1,
+            "loss": state["loss"] + loss,
             "ema": averages,
             "bias": state["bias"] * config.ema,
         }

@@ -22,6 +22,7 @@ class Progress:
     def __init__(self, total: int, done: int, title: str):
         self.total, self.first, self.done, self.title = total, done, done, title
         self.start = self.last_line = time.monotonic()
+        self.fresh = True  # nothing counted yet
         terminal = sys.stderr.isatty()
         # tqdm's own rate and time left would count what an earlier call did; ours do not.
         layout = "{desc} {percentage:3.0f}%|{bar}| {postfix}"
@@ -32,6 +33,7 @@ class Progress:
     def advance(self, units: int, text: str) -> None:
         """Count units of work and show `text` with the time left."""
         self.done += units
+        self.fresh = False
         now = time.monotonic()
         status = f"{text}, {duration(self.seconds_left(now))} left"
         if self.bar is not None:
@@ -40,6 +42,13 @@ class Progress:
         elif now - self.last_line >= LINE_SECONDS or self.done >= self.total:
             self.last_line = now
             print(f"{self.title}: {status}", file=sys.stderr, flush=True)
+
+    def warm_up(self, units: int) -> None:
+        """Count units that took longer than others will, as the first do, and start the clock."""
+        self.done += units
+        self.first, self.start, self.fresh = self.done, time.monotonic(), False
+        if self.bar is not None:
+            self.bar.update(units)
 
     def rate(self, coming: int = 0) -> float:
         """Units per second since the start of this call, with those about to be counted."""

@@ -6,97 +6,51 @@ The stages meet here and nowhere else. No JAX: the attack stage reads runs where
 from __future__ import annotations
 
 import json
-import os
+import re
 import shlex
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int32
 
 from lira_jax import config as configs
+from lira_jax import storage
 from lira_jax.config import Experiment, keep_fraction
 from lira_jax.errors import InputError
 from lira_jax.score_set import ScoreSet
+from lira_jax.storage import read_array, remove, write_array, write_rows, write_text
 
 CONFIG = "config.toml"
 KEEP = "keep.npy"
 LABELS = "labels.npy"
 CHECKPOINTS = "checkpoints"
-TRAIN_LOG = "train_log.jsonl"
+TRAIN_LOG = "train_log"
 SCORES = "scores.npy"
 LOGITS = "logits.npy"
-ATTACK = "attack"
+SCORE_PARTS = "score_parts"
+_RETRAIN = "run train.py again"
+_RESCORE = "run score.py again"
 
 
-def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file whole or not at all: beside its place, then moved there.
-
-    Args:
-        path: where it goes; the folder is made if missing.
-        write: called with a path of the same suffix to write to.
-
-    Raises:
-        InputError: the folder cannot be made, or the file not written.
-    """
-    beside = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            write(beside)
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror or error}); check the path and the disk"
-        ) from None
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8"))
-
-
-def write_array(path: Path, array: np.ndarray) -> None:
-    """Write an array as .npy, whole or not at all."""
-    write_whole(path, lambda beside: np.save(beside, array))
-
-
-def read_array(path: Path, dtype: Any, shape: Sequence[int | None], remedy: str) -> np.ndarray:
-    """Memory-map an array after checking that it is what this file should hold.
-
-    Args:
-        path: the .npy file.
-        dtype: expected element type.
-        shape: expected shape; None accepts any length.
-        remedy: what the user should do, for the message.
+@contextmanager
+def lock(run: Path, stage: Literal["train", "score"], models: range) -> Iterator[None]:
+    """Be the only process that works at a stage of these models; tidy up after killed ones.
 
     Raises:
-        InputError: missing, truncated or foreign file, another dtype or shape.
+        InputError: another process is at work on one of them.
     """
-    try:
-        array = np.lib.format.open_memmap(path, "r")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; {remedy}") from None
-    # A damaged header makes NumPy raise whatever its parts do: ValueError, OverflowError, …
-    except Exception as error:
-        reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
-        raise InputError(
-            f"{path}: truncated or not a NumPy array ({reason}); delete it and {remedy}"
-        ) from None
-    expected = "[" + ", ".join("any" if size is None else str(size) for size in shape) + "]"
-    fits = array.ndim == len(shape) and all(
-        size in (None, actual) for size, actual in zip(shape, array.shape, strict=True)
+    refusal = (
+        f"{run}: another {stage}.py is at work on models among {as_ranges(models)}; "
+        "wait for it or stop it"
     )
-    if array.dtype != dtype or not fits:
-        raise InputError(
-            f"{path}: holds {array.dtype} {list(array.shape)} instead of "
-            f"{np.dtype(dtype)} {expected}; it is not this run's: delete it and {remedy}"
-        )
-    return array
+    with storage.lock(run / f".lock-{stage}", models, refusal):
+        storage.sweep(run)
+        yield
 
 
 def read_config(run: Path) -> Experiment:
@@ -127,13 +81,12 @@ def read_membership(
     Raises:
         InputError: a file is missing, truncated, foreign or does not fit the configuration.
     """
-    remedy = "run train.py again"
-    keep = read_array(run / KEEP, np.bool_, (experiment.train.models, None), remedy)
-    labels = read_array(run / LABELS, np.int32, (None,), remedy)
+    keep = read_array(run / KEEP, np.bool_, (experiment.train.models, None), _RETRAIN)
+    labels = read_array(run / LABELS, np.int32, (None,), _RETRAIN)
     if keep.shape[1] != len(labels):
         raise InputError(
             f"{run}: {KEEP} is of {keep.shape[1]} examples, {LABELS} of {len(labels)}; "
-            f"delete both and {remedy}"
+            f"delete both and {_RETRAIN}"
         )
     return keep, labels
 
@@ -144,14 +97,17 @@ def prepare(
     keep: Bool[np.ndarray, "N E"],
     labels: Int32[np.ndarray, "E"],
     versions: dict[str, str],
+    *,
+    repair: bool = False,
 ) -> None:
     """Create a run, or check that an existing one is the same experiment and go on with it.
 
     An existing run may get more models, which leave those it has as they are, and other settings
-    that change no trained weight.
+    that change no trained weight. Every shard does this; what they write is the same.
 
     Args:
         versions: library versions and the digest of the data, kept in config.toml under [run].
+        repair: write masks and labels anew where they are damaged.
 
     Raises:
         InputError: another run's folder, a changed field (named, with old and new value), fewer
@@ -177,39 +133,40 @@ def prepare(
                 f"{run}: the data have changed since this run began (digest {digest[:12]}… before, "
                 f"{versions['data_digest'][:12]}… now); restore them or use another --run folder"
             )
-        held_keep = _held(run / KEEP, keep, (None, keep.shape[1]))
-        held_labels = _held(run / LABELS, labels, labels.shape)
-        common = min(len(held_keep), len(keep))
-        if common < old.train.models or not np.array_equal(held_keep[:common], keep[:common]):
-            raise InputError(
-                f"{run / KEEP}: masks differ from those of this seed; use another --run folder"
-            )
-        if not np.array_equal(held_labels, labels):
-            raise InputError(
-                f"{run / LABELS}: labels differ from the data; use another --run folder"
-            )
-        read_log(run)
-    elif run.exists() and any(run.iterdir()):
+    elif run.exists() and any(not path.name.startswith(".") for path in run.iterdir()):
         raise InputError(
             f"{run}: is not empty and holds no run (no {CONFIG}); give --run a new folder"
         )
     else:
+        old = None
+    held_keep = _held(run / KEEP, keep, (None, keep.shape[1]), repair)
+    held_labels = _held(run / LABELS, labels, labels.shape, repair)
+    common = min(len(held_keep), len(keep))
+    if old and (common < old.train.models or not np.array_equal(held_keep[:common], keep[:common])):
+        raise InputError(
+            f"{run / KEEP}: masks differ from those of this seed; use another --run folder"
+        )
+    if old and not np.array_equal(held_labels, labels):
+        raise InputError(f"{run / LABELS}: labels differ from the data; use another --run folder")
+    if old is None:
         # First: from here on the folder is a run, and an interrupted call can be repeated.
         write_text(run / CONFIG, configs.to_toml(experiment, versions))
-        old = experiment
-    for path, array in ((run / KEEP, keep), (run / LABELS, labels)):
-        if not path.exists() or len(_held(path, array, (None, *array.shape[1:]))) != len(array):
+    for path, array, held in ((run / KEEP, keep, held_keep), (run / LABELS, labels, held_labels)):
+        if held is array or len(held) < len(array):
             write_array(path, array)
-    if experiment != old:
+    if old and experiment != old:
         # Last: the run has more models only once all else says so.
         write_text(run / CONFIG, configs.to_toml(experiment, versions))
 
 
-def _held(path: Path, drawn: np.ndarray, shape: Sequence[int | None]) -> np.ndarray:
-    """What a file of a run holds, or what it should hold if it is gone and can be drawn again."""
-    if not path.exists():
+def _held(path: Path, drawn: np.ndarray, shape: Sequence[int | None], repair: bool) -> np.ndarray:
+    """What a file of a run holds, or `drawn` itself if it is gone and is to be written again."""
+    try:
+        return read_array(path, drawn.dtype, shape, _RETRAIN) if path.exists() else drawn
+    except InputError:
+        if not repair:
+            raise
         return drawn
-    return read_array(path, drawn.dtype, shape, "run train.py again")
 
 
 def read_versions(run: Path) -> dict[str, str]:
@@ -219,80 +176,163 @@ def read_versions(run: Path) -> dict[str, str]:
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
-    """The lines of train_log.jsonl; a last line cut short by a kill is left out.
+    """The lines of train_log/: one per group and epoch, in order of models.
 
     Raises:
-        InputError: any other line that training did not write.
+        InputError: a line that training did not write.
     """
-    path = run / TRAIN_LOG
-    lines = path.read_bytes().splitlines() if path.exists() else []
+    folder = run / TRAIN_LOG
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [record for path in paths if path.suffix == ".jsonl" for record in read_log_file(path)]
+
+
+def read_log_file(path: Path) -> list[dict[str, Any]]:
+    """The lines of one group's log; none if there is no such file.
+
+    Raises:
+        InputError: a line that training did not write.
+    """
     records = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], 1):
         try:
             record = json.loads(line)
             if not {"models", "epoch"} <= set(record):
                 raise ValueError
             records.append(record)
         except (ValueError, TypeError):
-            if number < len(lines):
-                raise InputError(
-                    f"{path}: line {number} is not one that training wrote; delete this file, "
-                    "which only people read, and run train.py again"
-                ) from None
+            raise InputError(
+                f"{path}: line {number} is not one that training wrote; delete this file, "
+                "which only people read, and run train.py again"
+            ) from None
     return records
 
 
-def append_log(run: Path, record: dict[str, Any]) -> None:
-    """Add one line to train_log.jsonl."""
-    with (run / TRAIN_LOG).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+def write_log_file(path: Path, records: Sequence[dict[str, Any]]) -> None:
+    """Write one group's log."""
+    write_text(path, "".join(json.dumps(record) + "\n" for record in records))
 
 
-def forget_log_after(run: Path, first: int, last: int, epoch: int) -> None:
-    """Drop log lines of models `first`–`last` past `epoch`: those epochs are about to run again."""
-    kept = [
-        record
-        for record in read_log(run)
-        if not (record["models"] == [first, last] and record["epoch"] > epoch)
-    ]
-    text = "".join(json.dumps(record) + "\n" for record in kept)
-    # Comparing texts also drops a line cut short, to which the next one would be glued.
-    if (run / TRAIN_LOG).exists() and (run / TRAIN_LOG).read_text(encoding="utf-8") != text:
-        write_text(run / TRAIN_LOG, text)
+_PART = re.compile(r"scores_(\d+)-(\d+)\.npy")
 
 
-def open_scores(
-    path: Path, models: int, examples: int, columns: int
-) -> Float32[np.ndarray, "N E _"]:
-    """Memory-map scores.npy or logits.npy for writing; rows not written yet are NaN.
+def _parts(run: Path) -> list[tuple[int, int]]:
+    """First and last model of each part of the scores."""
+    folder = run / SCORE_PARTS
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return [(int(m[1]), int(m[2])) for m in map(_PART.fullmatch, names) if m]
 
-    A file of fewer models is extended, its rows kept.
+
+def _part(run: Path, kind: str, first: int, last: int) -> Path:
+    return run / SCORE_PARTS / f"{kind}_{first:05d}-{last:05d}.npy"
+
+
+def write_part(
+    run: Path,
+    first: int,
+    phi: Float32[np.ndarray, "G E Q"],
+    logits: Float32[np.ndarray, "G E K"],
+) -> None:
+    """Write the scores of G models from `first` on; they count once both files are there."""
+    last = first + len(phi) - 1
+    write_array(_part(run, "logits", first, last), logits)
+    write_array(_part(run, "scores", first, last), phi)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Where the scores of each model of a run are.
+
+    Attributes:
+        whole: models in scores.npy and logits.npy, the first so many.
+        parts: (first, last) of the parts that hold the others.
+    """
+
+    whole: int
+    parts: list[tuple[int, int]]
+
+    @property
+    def models(self) -> set[int]:
+        in_parts = (n for first, last in self.parts for n in range(first, last + 1))
+        return {*range(self.whole), *in_parts}
+
+
+def scored(run: Path, examples: int, queries: int, classes: int, *, repair: bool = False) -> Scored:
+    """What has been scored so far, each file checked.
+
+    Args:
+        repair: remove damaged files, so that their models count as not scored.
 
     Raises:
-        InputError: an existing file is truncated, foreign, or of other examples or views.
+        InputError: a damaged or foreign file, or scores of other views.
     """
-    rows = None
-    if path.exists():
-        rows = read_array(path, np.float32, (None, examples, columns), "run score.py again")
-        if len(rows) == models:
-            # Not before the check: opened for writing, a truncated file would be filled with 0.
-            return np.lib.format.open_memmap(path, "r+")
-        if len(rows) > models:
-            raise InputError(f"{path}: holds {len(rows)} models, the run has {models}; delete it")
 
-    def write(beside: Path) -> None:
-        new = np.lib.format.open_memmap(beside, "w+", np.float32, (models, examples, columns))
-        for model in range(models):  # row by row: the file may be larger than memory
-            new[model] = np.nan if rows is None or model >= len(rows) else rows[model]
-        new.flush()
+    def rows(path: Path, columns: int | None, models: int | None = None) -> int:
+        if not path.exists():
+            return 0
+        try:
+            array = read_array(path, np.float32, (models, examples, columns), _RESCORE)
+        except InputError:
+            if not repair:
+                raise
+            remove(path)
+            return 0
+        if columns is None and array.shape[2] != queries:
+            raise InputError(
+                f"{path}: holds {array.shape[2]} views, not score.views = {queries}; give "
+                f"--score.views {array.shape[2]} to go on with it, or delete it to score anew"
+            )
+        return len(array)
 
-    write_whole(path, write)
-    return np.lib.format.open_memmap(path, "r+")
+    whole = min(rows(run / SCORES, None), rows(run / LOGITS, classes))
+    parts = []
+    for first, last in _parts(run):
+        size = last - first + 1
+        in_scores = rows(_part(run, "scores", first, last), None, size)
+        in_logits = rows(_part(run, "logits", first, last), classes, size)
+        if in_scores == in_logits == size and last >= whole:
+            parts.append((first, last))
+    return Scored(whole, parts)
 
 
-def unwritten(rows: Float32[np.ndarray, "N E _"]) -> list[int]:
-    """Models whose row is not written whole."""
-    return [model for model, row in enumerate(rows) if np.isnan(row).any()]
+def assemble_scores(run: Path, models: int, examples: int, queries: int, classes: int) -> list[int]:
+    """Write scores.npy and logits.npy once every model is scored, and remove the parts.
+
+    Whichever shard finishes last does it; two that finish together write the same bytes.
+
+    Returns:
+        Models not scored yet; if there are any, nothing is written.
+
+    Raises:
+        InputError: a damaged or foreign file.
+    """
+    try:
+        found = scored(run, examples, queries, classes)
+        missing = sorted(set(range(models)) - found.models)
+        if missing or found.whole >= models:
+            if not missing:
+                remove(run / SCORE_PARTS)
+            return missing
+
+        def each_row(name: str, kind: str, columns: int) -> Iterator[np.ndarray]:
+            shape = (None, examples, columns)
+            if found.whole:
+                yield from read_array(run / name, np.float32, shape, _RESCORE)[: found.whole, None]
+            done = found.whole
+            for first, last in sorted(found.parts):
+                part = read_array(_part(run, kind, first, last), np.float32, shape, _RESCORE)
+                yield from part[done - first :, None]
+                done = max(done, last + 1)
+
+        # Rows count only where both files have them, so a kill between the two loses none.
+        for name, kind, columns in ((LOGITS, "logits", classes), (SCORES, "scores", queries)):
+            shape = (models, examples, columns)
+            write_rows(run / name, np.float32, shape, each_row(name, kind, columns))
+    except (InputError, FileNotFoundError):
+        # Another shard may have put all together and removed the parts while this one read them.
+        if scored(run, examples, queries, classes).whole < models:
+            raise
+    remove(run / SCORE_PARTS)
+    return []
 
 
 def as_ranges(numbers: Sequence[int]) -> str:
@@ -310,23 +350,27 @@ def read_score_set(run: Path) -> ScoreSet:
     """All scores of a run, memory-mapped, for the attack stage.
 
     Raises:
-        InputError: no run, or scores that are missing, incomplete, truncated or foreign.
+        InputError: no run, or scores that are missing, incomplete, damaged or foreign.
     """
     experiment = read_config(run)
     keep, labels = read_membership(run, experiment)
     models, examples = keep.shape
     remedy = f"run python score.py --run {shlex.quote(str(run))}"
-    if (run / SCORES).is_file():  # fewer rows than models: more models were added since
+    in_parts = {n for first, last in _parts(run) for n in range(first, last + 1)}
+    whole = 0
+    if (run / SCORES).is_file() or not in_parts:
         scores = read_array(run / SCORES, np.float32, (None, examples, None), remedy)
+        logits = read_array(run / LOGITS, np.float32, (None, examples, None), remedy)
+        whole = min(len(scores), len(logits))
         if scores.shape[2] != experiment.score.views:
             remedy += f" --score.views {scores.shape[2]}"
-        missing = unwritten(scores) + list(range(len(scores), models))
-        if missing:
-            raise InputError(
-                f"{run / SCORES}: model{'s' * (len(missing) > 1)} {as_ranges(missing)} of {models} "
-                f"not scored yet; {remedy}"
-            )
-    scores = read_array(run / SCORES, np.float32, (models, examples, None), remedy)
-    logits = read_array(run / LOGITS, np.float32, (models, examples, None), remedy)
+    if whole < models:
+        missing = sorted(set(range(whole, models)) - in_parts)
+        reason = f"model{'s' * (len(missing) > 1)} {as_ranges(missing)} of {models} not scored yet"
+        if not missing:
+            reason = "all models are scored, but not in one file yet"
+        raise InputError(f"{run / SCORES}: {reason}; {remedy}")
+    if whole > models:
+        raise InputError(f"{run / SCORES}: holds {whole} models, the run {models}; delete it")
     _, block = keep_fraction(experiment.train.keep)
     return ScoreSet(scores, keep, block, str(run / SCORES), labels, logits)

@@ -1,16 +1,18 @@
 """Stage 1: train the shadow models of a run, in groups, from where an earlier call stopped.
 
-One dispatch is one epoch of one group: every model shuffles its own members, scans over its
-batches, and is then evaluated on a fixed sample of its members and non-members. Model n is a
-function of (configuration, seed, n), never of its group, its device or the point of resume.
+One dispatch is some steps of one group, at most an epoch: every model shuffles its own members and
+loops over its batches; after each epoch it is evaluated on a fixed sample of its members and
+non-members. Model n is a function of (configuration, seed, n), never of its group, its device, its
+shard or the point of resume.
 """
 
 from __future__ import annotations
 
+import functools
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,10 +33,13 @@ from lira_jax.errors import InputError
 from lira_jax.interrupts import StopRequest, stop_requests
 from lira_jax.networks import Network
 from lira_jax.progress import Progress
+from lira_jax.shards import Shard
 from lira_jax.views import augmented, check_shift, plain
 
 # Streams of randomness within one model: fold_in(fold_in(key(seed), n), stream).
 INIT, ORDER, AUGMENT, DROPOUT = 0, 1, 2, 3
+# Steps go to the devices in dispatches of about this long: a signal is answered between two.
+DISPATCH_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -130,55 +135,72 @@ def init_model(experiment: Experiment, network: Network, steps: int) -> Callable
     return init
 
 
-def epoch_of_model(experiment: Experiment, network: Network, steps: int) -> Callable[..., Any]:
-    """The function of one epoch of one model.
+def steps_of_model(experiment: Experiment, network: Network, steps: int) -> Callable[..., Any]:
+    """The function of some steps of one model, all within one epoch.
 
-    It maps ((state, model), epoch, images, labels) to ((state, model), metrics). `model` holds
-    `number` [], `members` [M] and `probe` [2, P], indices of members and non-members to evaluate;
-    metrics are `loss`, `member_accuracy` and `nonmember_accuracy`.
+    It maps ((state, model), start, stop, images, labels) to (state, model) after steps `start` …
+    `stop` − 1, counted from 0 over all epochs. `model` holds `number` [] and `members` [M]. Bounds
+    are arguments, so that one program serves any number of steps.
     """
     config = experiment.train
     step = optimization.train_step(network, config, steps)
 
-    def epoch(state_and_model: Any, number: Array, images: Array, labels: Array) -> Any:
+    def advance(
+        state_and_model: Any, start: Array, stop: Array, images: Array, labels: Array
+    ) -> Any:
         state, model = state_and_model
-        key = jax.random.fold_in(jax.random.key(experiment.seed), model["number"])
-        key_order = jax.random.fold_in(jax.random.fold_in(key, ORDER), number)
-        key_augment = jax.random.fold_in(key, AUGMENT)
-        key_dropout = jax.random.fold_in(key, DROPOUT)
         members = model["members"]
         batches = optimization.steps_per_epoch(members.shape[0], config.batch_size)
+        epoch = start // batches
+        key = jax.random.fold_in(jax.random.key(experiment.seed), model["number"])
+        key_order = jax.random.fold_in(jax.random.fold_in(key, ORDER), epoch + 1)
+        key_augment = jax.random.fold_in(key, AUGMENT)
+        key_dropout = jax.random.fold_in(key, DROPOUT)
         order = jax.random.permutation(key_order, members)[: batches * config.batch_size]
+        order = order.reshape(batches, config.batch_size)
 
-        def one_batch(state: Any, index: Array) -> Any:
+        def one_batch(number: Array, state: Any) -> Any:
+            position = number - epoch * batches
+            state = state | {"loss": jnp.where(position == 0, 0.0, state["loss"])}
+            index = order[position]
             batch = augmented(
                 images,
                 index,
-                jax.random.fold_in(key_augment, state["step"]),
+                jax.random.fold_in(key_augment, number),
                 mirror=config.mirror,
                 shift=config.shift,
                 cutout=config.cutout,
             )
-            key_step = jax.random.fold_in(key_dropout, state["step"])
-            return step(state, batch, labels[index], key_step)
+            return step(state, batch, labels[index], jax.random.fold_in(key_dropout, number))[0]
 
-        state, (losses, _) = lax.scan(one_batch, state, order.reshape(batches, config.batch_size))
-        variables = optimization.evaluated_variables(state, config)
+        # `model` goes through unchanged, so that its memory can be given away with the state's.
+        return lax.fori_loop(start, stop, one_batch, state), model
+
+    return advance
+
+
+def metrics_of_model(experiment: Experiment, network: Network) -> Callable[..., Any]:
+    """The function ((state, model), images, labels) ↦ what is logged after an epoch: mean `loss`,
+    and `member_accuracy` and `nonmember_accuracy` on `model["probe"]` [2, P]."""
+
+    def metrics(state_and_model: Any, images: Array, labels: Array) -> dict[str, Array]:
+        state, model = state_and_model
+        variables = optimization.evaluated_variables(state, experiment.train)
 
         def accuracy(_: None, index: Array) -> Any:
             logits = network.apply(variables, plain(images, index))
             return None, jnp.mean(jnp.argmax(logits, 1) == labels[index])
 
         _, (member, nonmember) = lax.scan(accuracy, None, model["probe"])
-        metrics = {
-            "loss": jnp.mean(losses),
+        members = model["members"].shape[0]
+        batches = optimization.steps_per_epoch(members, experiment.train.batch_size)
+        return {
+            "loss": state["loss"] / batches,
             "member_accuracy": member,
             "nonmember_accuracy": nonmember,
         }
-        # `model` goes through unchanged, so that its memory can be given away with the state's.
-        return (state, model), metrics
 
-    return epoch
+    return metrics
 
 
 def group_inputs(
@@ -205,14 +227,16 @@ class Programs:
     Attributes:
         mesh: devices.
         begin: numbers [G] ↦ states.
-        advance: ((states, inputs), epoch) ↦ ((states, inputs), metrics); takes the memory of its
-            first argument.
+        advance: ((states, inputs), start, stop) ↦ (states, inputs) after those steps; takes the
+            memory of its first argument.
+        metrics: (states, inputs) ↦ what is logged after an epoch.
         finish: states ↦ the variables that are scored.
     """
 
     mesh: Mesh
     begin: Callable[[Array], Any]
-    advance: Callable[[Any, np.int32], Any]
+    advance: Callable[[Any, np.int32, np.int32], Any]
+    metrics: Callable[[Any], dict[str, Array]]
     finish: Callable[[Any], Any]
 
 
@@ -220,124 +244,201 @@ def programs(experiment: Experiment, data: Candidates, mesh: Mesh) -> Programs:
     """The programs of an experiment, with the data placed on the mesh."""
     network = build_network(experiment, data)
     steps = total_steps(experiment, int(data.keep[0].sum()))
-    width = experiment.train.width
+    over_models = functools.partial(ensemble.over_models, mesh=mesh, width=experiment.train.width)
     images, labels = ensemble.put_shared((np.asarray(data.images), data.labels), mesh)
-    epoch = ensemble.over_models(
-        epoch_of_model(experiment, network, steps), mesh, width, donate=True
-    )
+    advance = over_models(steps_of_model(experiment, network, steps), donate=True)
+    metrics = over_models(metrics_of_model(experiment, network))
     return Programs(
         mesh=mesh,
-        begin=ensemble.over_models(init_model(experiment, network, steps), mesh, width),
-        advance=lambda group, number: epoch(group, number, images, labels),
-        finish=ensemble.over_models(
-            lambda state: optimization.evaluated_variables(state, experiment.train), mesh, width
-        ),
+        begin=over_models(init_model(experiment, network, steps)),
+        advance=lambda group, start, stop: advance(group, start, stop, images, labels),
+        metrics=lambda group: metrics(group, images, labels),
+        finish=over_models(lambda state: optimization.evaluated_variables(state, experiment.train)),
     )
 
 
-def train(experiment: Experiment, run: Path, devices: list[jax.Device] | None = None) -> None:
-    """Train all models of an experiment that a run does not have yet.
+def train(
+    experiment: Experiment,
+    run: Path,
+    devices: Sequence[jax.Device] | None = None,
+    shard: Shard = Shard(),  # noqa: B008
+    *,
+    repair: bool = False,
+) -> None:
+    """Train the models of a share that a run does not have yet.
 
     Args:
         experiment: what to train.
         run: run directory, made if missing.
-        devices: to train on; default all.
+        devices: to train on; default all of this process.
+        shard: the share of the models to train; default all.
+        repair: train models with damaged checkpoints again.
 
     Raises:
-        InputError: bad settings or data, another experiment's run, damaged files, or a loss that
-            is not finite. Finished models stay.
+        InputError: bad settings or data, another experiment's run, damaged files, a full disk,
+            another process at work on the same models, too little memory for one model, or a loss
+            that is not finite. Finished models stay.
         Stopped: a signal came; the group in training was saved first.
     """
+    began = time.monotonic()
     data = candidates(experiment)
     build_network(experiment, data)  # refuses what cannot be built before anything is written
-    run_dir.prepare(run, experiment, data.keep, data.labels, versions(data.digest))
-    mesh = ensemble.models_mesh(devices)
-    models, epochs = experiment.train.models, experiment.train.epochs
-    size = min(ensemble.group_size(experiment.train.group, mesh), models)
-    mesh = ensemble.models_mesh(list(mesh.devices.flat)[:size])  # no device without a model
-    finished, todo = checkpoints.plan(run, models, epochs, size)
-    done = sum(group.size for group in finished)
-    if todo:
-        _announce(run, data, experiment, done, mesh, size)
-        on_mesh = programs(experiment, data, mesh)
-        begun = sum(group.size * group.epoch for group in todo)
-        progress = Progress(models * epochs, done * epochs + begun, "train")
+    run_dir.prepare(run, experiment, data.keep, data.labels, versions(data.digest), repair=repair)
+    models, steps = experiment.train.models, total_steps(experiment, int(data.keep[0].sum()))
+    share = shard.models(models)
+    with run_dir.lock(run, "train", share):
+        if repair:
+            for group in checkpoints.repair(run, share):
+                names = run_dir.as_ranges(group.models)
+                print(f"{run}: models {names} had a damaged checkpoint and are trained again")
+        devices = devices or jax.local_devices()
+        mesh = ensemble.models_mesh(devices)
+        size = max(1, min(ensemble.group_size(experiment.train.group, mesh), len(share)))
+        finished, todo = checkpoints.plan(run, models, steps, size, share)
+        _announce(run, data, experiment, shard, finished, mesh, size)
+        # A group smaller than the devices leaves some alone, rather than train models twice.
+        on_devices = functools.cache(
+            lambda count: programs(experiment, data, ensemble.models_mesh(devices[:count]))
+        )
+        trained = sum(n in share for group in finished for n in group.models)
+        goal = trained + sum(group.size for group in todo)
+        begun = sum(group.size * group.step for group in todo)
+        progress = Progress(goal * steps, trained * steps + begun, "train")
+        work = _Work(experiment, run, data, steps, goal, began, progress)
         try:
             with stop_requests() as stop:
-                for group in todo:
-                    _train_group(experiment, run, group, data.keep, on_mesh, done, progress, stop)
-                    done += group.size
+                while todo:
+                    group, on_mesh = todo[0], on_devices(min(todo[0].size, len(devices)))
+                    try:
+                        _train_group(work, group, on_mesh, trained, stop)
+                        trained += group.size
+                    except jax.errors.JaxRuntimeError as error:
+                        size = ensemble.halved(run, group.size, error)
+                        if group.step:
+                            checkpoints.halve(run, group, _like(group, on_mesh))
+                    finished, todo = checkpoints.plan(run, models, steps, size, share)
         finally:
             progress.close()
-    print(f"{run}: all {models} models are trained", flush=True)
+    in_all = sum(group.size for group in finished)
+    if in_all == models:
+        print(f"{run}: all {models} models are trained", flush=True)
+    else:
+        names = f"models {run_dir.as_ranges(share)}" if share else "no models"
+        print(f"{run}: shard {shard} ({names}) is trained, {in_all} of {models} in all", flush=True)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What every group's training needs.
+
+    Attributes:
+        steps: of one model, in all.
+        models: of this call, those done before included.
+        began: when this call did.
+    """
+
+    experiment: Experiment
+    run: Path
+    data: Candidates
+    steps: int
+    models: int
+    began: float
+    progress: Progress
 
 
 def _announce(
-    run: Path, data: Candidates, experiment: Experiment, done: int, mesh: Mesh, size: int
+    run: Path,
+    data: Candidates,
+    experiment: Experiment,
+    shard: Shard,
+    finished: Sequence[Group],
+    mesh: Mesh,
+    size: int,
 ) -> None:
-    examples = data.keep.shape[1]
+    examples, models = data.keep.shape[1], experiment.train.models
+    share = shard.models(models)
+    done = sum(n in share for group in finished for n in group.models)
+    if done == len(share):
+        return
     if data.available > examples:
         print(
             f"{run}: the last {data.available - examples} of {data.available} examples left out: "
             f"{keep_fraction(experiment.train.keep)[1]} folds share the rest equally"
         )
+    part = "" if shard.count == 1 else f"shard {shard}, {len(share)} of "
     print(
-        f"{run}: {experiment.train.models} models ({done} done), {examples} examples, "
+        f"{run}: {part}{models} models ({done} done), {examples} examples, "
         f"{int(data.keep[0].sum())} members each, {mesh.size} {mesh.devices.flat[0].platform} "
         f"device{'s' * (mesh.size > 1)}, groups of {size}",
         flush=True,
     )
 
 
+def _like(group: Group, on_mesh: Programs) -> Any:
+    """Empty arrays of the shapes and types of a begun group's checkpoint."""
+    numbers = jax.ShapeDtypeStruct((ensemble.slots(group.size, on_mesh.mesh),), np.int32)
+    state = jax.eval_shape(on_mesh.begin, numbers)
+    return jax.tree.map(lambda leaf: np.empty((group.size, *leaf.shape[1:]), leaf.dtype), state)
+
+
 def _train_group(
-    experiment: Experiment,
-    run: Path,
-    group: Group,
-    keep: Bool[np.ndarray, "N E"],
-    on_mesh: Programs,
-    trained: int,
-    progress: Progress,
-    stop: StopRequest,
+    work: _Work, group: Group, on_mesh: Programs, trained: int, stop: StopRequest
 ) -> None:
     """Train one group to the end from its newest checkpoint; `trained` models were done before."""
-    models, epochs = experiment.train.models, experiment.train.epochs
-    inputs = group_inputs(experiment, keep, group, on_mesh.mesh)
-    state = on_mesh.begin(inputs["number"])
-    if group.epoch:
-        like = jax.tree.map(lambda leaf: np.empty((group.size, *leaf.shape[1:]), leaf.dtype), state)
-        state = ensemble.put_padded(checkpoints.restore(run, group, like), on_mesh.mesh)
-    run_dir.forget_log_after(run, group.first, group.last, group.epoch)
-    saved = time.monotonic()
-    for epoch in range(group.epoch + 1, epochs + 1):
-        start = time.monotonic()
-        (state, inputs), on_device = on_mesh.advance((state, inputs), np.int32(epoch))
-        metrics = ensemble.on_host(on_device, group.size)
-        _refuse_non_finite(metrics["loss"], group, epoch)
-        run_dir.append_log(
-            run,
-            {
-                "models": [group.first, group.last],
-                "epoch": epoch,
-                **{name: [round(float(v), 6) for v in values] for name, values in metrics.items()},
-                "seconds": round(time.monotonic() - start, 3),
-            },
-        )
-        progress.advance(
-            group.size,
-            f"{trained + group.size * (epoch == epochs)}/{models} models done, "
-            f"epoch {epoch}/{epochs}, "
-            f"member acc {metrics['member_accuracy'].mean():.1%}, "
-            f"non-member acc {metrics['nonmember_accuracy'].mean():.1%}, "
-            f"{progress.rate(group.size) / epochs * 3600:,.1f} models/h",
-        )
-        # Read once: a signal after this is answered an epoch later, when it can be saved.
+    experiment, run, steps, progress = work.experiment, work.run, work.steps, work.progress
+    inputs = group_inputs(experiment, work.data.keep, group, on_mesh.mesh)
+    if group.step:
+        stored = checkpoints.restore(run, group, _like(group, on_mesh))
+        both = (ensemble.put_padded(stored, on_mesh.mesh), inputs)
+    else:
+        both = (on_mesh.begin(inputs["number"]), inputs)
+    epochs, between = experiment.train.epochs, 60 * experiment.train.checkpoint_minutes
+    per_epoch = steps // epochs
+    log_file = run / run_dir.TRAIN_LOG / f"{group.name}.jsonl"
+    log = [
+        line for line in run_dir.read_log_file(log_file) if line["epoch"] * per_epoch <= group.step
+    ]
+    at, together, seconds, accuracy, saved = group.step, 1, 0.0, "", time.monotonic()
+    while at < steps:
+        epoch = at // per_epoch + 1
+        start, until = time.monotonic(), min(at + together, epoch * per_epoch)
+        both = jax.block_until_ready(on_mesh.advance(both, np.int32(at), np.int32(until)))
+        lasted = time.monotonic() - start
+        seconds += lasted
+        units = group.size * (until - at)
+        if progress.fresh:  # with compilation
+            print(f"{run}: first step after {time.monotonic() - work.began:.1f} s", flush=True)
+            progress.warm_up(units)
+        else:
+            progress.advance(
+                units,
+                f"{trained + group.size * (until == steps)}/{work.models} models done, "
+                f"epoch {epoch}/{epochs}, {accuracy}"
+                f"{progress.rate(units) / steps * 3600:,.1f} models/h",
+            )
+        # As many steps as keep neither a signal nor a checkpoint waiting.
+        together = max(1, int(min(DISPATCH_SECONDS, between) / lasted * (until - at)))
+        at = until
+        if at == epoch * per_epoch:
+            metrics = ensemble.on_host(on_mesh.metrics(both), group.size)
+            record = {"models": [group.first, group.last], "epoch": epoch}
+            record |= {name: [round(float(v), 6) for v in row] for name, row in metrics.items()}
+            log.append(record | {"seconds": round(seconds, 3)})
+            seconds = 0.0
+            accuracy = (
+                f"member acc {metrics['member_accuracy'].mean():.1%}, "
+                f"non-member acc {metrics['nonmember_accuracy'].mean():.1%}, "
+            )
+            _refuse_non_finite(metrics["loss"], group, epoch)
+        # Read once: a signal after this is answered a dispatch later, when it can be saved.
         stopping = stop.signum != 0
-        reached = Group(group.first, group.last, epoch)
-        late = time.monotonic() - saved > 60 * experiment.train.checkpoint_minutes
-        if epoch == epochs:
-            checkpoints.save(run, reached, ensemble.on_host(on_mesh.finish(state), group.size))
-        elif late or stopping:
-            checkpoints.save(run, reached, ensemble.on_host(state, group.size))
+        late = time.monotonic() - saved > between
+        if at == steps or late or stopping:
+            whole = on_mesh.finish(both[0]) if at == steps else both[0]
+            run_dir.write_log_file(log_file, log)
+            checkpoints.save(
+                run, Group(group.first, group.last, at), ensemble.on_host(whole, group.size)
+            )
             saved = time.monotonic()
         if stopping:
             stop.check(f"{run}: stopped and saved; run the same command again to go on")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from lira_jax.config import DataConfig, Experiment, NetworkConfig, ScoreConfig, TrainConfig
+from lira_jax.errors import InputError
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -39,6 +41,17 @@ def with_train(experiment: Experiment, **changes: object) -> Experiment:
     """The experiment with fields of [train] replaced."""
     train = dataclasses.replace(experiment.train, **changes)  # type: ignore[arg-type]
     return dataclasses.replace(experiment, train=train)
+
+
+def refusal(folder: Path | None, call: Callable[[], object]) -> str:
+    """The one line with which a call is refused; every file in the folder stays as it was."""
+    before = files_of(folder) if folder else {}
+    with pytest.raises(InputError) as caught:
+        call()
+    assert (files_of(folder) if folder else {}) == before
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    return message
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

@@ -25,7 +25,7 @@ from flax import nnx
 import attack
 import score
 import train
-from lira_jax import checkpoints, config, datasets, ensemble, run_dir, scoring, training
+from lira_jax import checkpoints, config, datasets, ensemble, run_dir, scoring, shards, training
 from lira_jax.command_line import positional, run_stage, value_of
 from lira_jax.config import Experiment
 from lira_jax.progress import Progress
@@ -52,6 +52,9 @@ group = 2
 views = 2
 batch_size = 50
 """
+
+
+STEPS = 20
 
 
 class Linear(nnx.Module):
@@ -81,7 +84,7 @@ class Outcome(NamedTuple):
 def _same_devices():
     """JAX already has the devices of conftest.py, which a script would set anew."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ensemble, "use_all_cpu_cores", lambda: None)
+        patch.setattr(ensemble, "set_up", shards.parse)
         yield
 
 
@@ -145,7 +148,7 @@ def experiment_of(call, monkeypatch):
 
     def experiment_of(*arguments):
         got = []
-        monkeypatch.setattr(training, "train", lambda *given: got.append(given))
+        monkeypatch.setattr(training, "train", lambda *given, **more: got.append(given))
         assert call(train, *arguments) == (0, "", "")
         return got[0]
 
@@ -159,7 +162,7 @@ def weights(run):
     shapes = jax.eval_shape(network.init, jax.random.key(0))
     found = {}
     for group in checkpoints.saved_groups(run):
-        assert group.epoch == experiment.train.epochs
+        assert group.step == STEPS
         size = group.size
         like = jax.tree.map(lambda x, size=size: np.empty((size, *x.shape), x.dtype), shapes)
         tree = checkpoints.restore(run, group, like)
@@ -168,13 +171,40 @@ def weights(run):
     return found
 
 
+def checkpoint(run, first, step):
+    """The file of the group of two models that begins with this one."""
+    return run / "checkpoints" / f"models_{first:05d}-{first + 1:05d}_step_{step}.npz"
+
+
+def flip(path):
+    """Change one bit in the middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def in_parts(run, models):
+    """Take back that all is scored: leave some models, each in a part of its own."""
+    phi, logits = (np.load(run / name) for name in ("scores.npy", "logits.npy"))
+    for name in ("scores.npy", "logits.npy"):
+        (run / name).unlink()
+    for model in models:
+        run_dir.write_part(run, model, phi[[model]], logits[[model]])
+
+
 def assert_same_run(run, other):
-    """Bitwise: masks, labels, weights, scores, logits; and the log but for its seconds."""
+    """Bitwise: masks, labels, weights, scores, logits; and what the log says of each model."""
     for name in (run_dir.KEEP, run_dir.LABELS, run_dir.SCORES, run_dir.LOGITS):
         assert (run / name).read_bytes() == (other / name).read_bytes()
     assert weights(run) == weights(other)
     logs = [
-        sorted(json.dumps(line | {"seconds": 0}) for line in run_dir.read_log(folder))
+        {
+            (line["models"][0] + row, line["epoch"]): [
+                line[name][row] for name in ("loss", "member_accuracy", "nonmember_accuracy")
+            ]
+            for line in run_dir.read_log(folder)
+            for row in range(len(line["loss"]))
+        }
         for folder in (run, other)
     ]
     assert logs[0] == logs[1]
@@ -185,7 +215,7 @@ def assert_same_run(run, other):
 
 def test_flags_are_read_ahead_of_parsing_as_the_parser_will():
     words = ["--seed", "1", "a.toml", "--run", "x", "--train.ema=0", "--run=y z", "b"]
-    assert value_of("--run", words) == Path("y z")
+    assert value_of("--run", words) == "y z"
     assert value_of("--run", ["--run"]) is None
     assert value_of("--out", words) is None
     assert positional(words) == Path("a.toml")
@@ -385,16 +415,13 @@ def test_a_run_does_not_go_on_as_another(refused, run, toml, monkeypatch):
 
 
 def test_stages_out_of_order_name_what_is_missing_and_the_command(refused, run):
-    folder = run / "checkpoints" / "models_00002-00003"
-    shutil.rmtree(folder)
+    checkpoint(run, 2, STEPS).unlink()
     message = refused(score, "--run", run)
-    assert f"models 2–3 of 4 are not trained yet; run python train.py --run {run}" in message
-    rows = np.load(run / "scores.npy", mmap_mode="r+")
-    rows[1, 7, 1] = np.nan
-    rows.flush()
+    assert f"models 2–3 of 4 not trained yet; run python train.py --run {run}" in message
+    in_parts(run, [0, 2, 3])
     message = refused(attack, "--run", run)
     assert f"model 1 of 4 not scored yet; run python score.py --run {run}" in message
-    (run / "scores.npy").unlink()
+    shutil.rmtree(run / "score_parts")
     message = refused(attack, "--run", run)
     assert message.endswith(f"scores.npy: no such file; run python score.py --run {run}")
 
@@ -479,30 +506,24 @@ def test_the_attack_writes_into_the_run_what_was_asked(call, run):
 # Damage that a rerun mends.
 
 
-def test_after_deleting_a_damaged_checkpoint_training_and_scoring_complete_the_run(
-    refused, call, run, made
-):
-    """One damaged file in each of several ways, in turn; standard error is the one line."""
-    rows = np.load(run / "scores.npy", mmap_mode="r+")
-    rows[2:] = np.nan
-    rows.flush()
-    folder = run / "checkpoints" / "models_00002-00003"
-    files = sorted(path for path in (folder / "4").rglob("*") if path.is_file())
-    for number, path in enumerate(files):
-        whole = path.read_bytes()
-        middle = len(whole) // 2
-        path.write_bytes(
-            [whole[:middle], b"hello", whole[:middle] + b"\0\0\0" + whole[middle + 3 :]][number % 3]
-        )
+def test_on_request_damaged_models_are_trained_and_scored_again(refused, call, run, made):
+    in_parts(run, [0, 1])
+    path = checkpoint(run, 2, STEPS)
+    whole = path.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"hello", whole[:999] + b"\0\0\0" + whole[1002:]):
+        path.write_bytes(damaged)
         message = refused(score, "--run", run)
-        assert f"{folder}/4: damaged or foreign checkpoint" in message
-        assert message.endswith(f"delete {folder} and run train.py again")
-        path.write_bytes(whole)
-    path.unlink()
-    refused(score, "--run", run)
-    shutil.rmtree(folder)
-    assert call(train, "--run", run).code == 0
+        assert f"{path}: damaged" in message
+        assert message.endswith("run train.py with --repair True to train models 2–3 again")
+    assert call(train, "--run", run).out == f"{run}: all 4 models are trained\n"
+    out = call(train, "--run", run, "--repair", "True").out
+    assert f"{run}: models 2–3 had a damaged checkpoint and are trained again" in out
     assert call(score, "--run", run).code == 0
+    assert_same_run(run, made)
+    flip(run / "logits.npy")
+    assert "logits.npy: damaged" in refused(attack, "--run", run)
+    assert "logits.npy: damaged" in refused(score, "--run", run)
+    assert call(score, "--run", run, "--repair", "True").code == 0
     assert_same_run(run, made)
 
 
@@ -560,25 +581,26 @@ def test_training_and_scoring_stopped_by_signals_go_on_to_the_same_run(
         assert last.endswith("run the same command again to go on")
         assert "Traceback" not in outcome.err
 
-    # Two groups of two models, four epochs each: in the middle of one, then at the end of one.
-    stopped(train, toml, "--run", run, at=2, signum=signal.SIGINT, code=130)
-    assert checkpoints.saved_groups(run) == [checkpoints.Group(0, 1, 2)]
-    record = run / "checkpoints" / "models_00000-00001" / "2" / "default" / "manifest.ocdbt"
-    whole = record.read_bytes()
-    record.write_bytes(whole[:-1])
-    message = refused(train, "--run", run)
-    assert f"{run}/checkpoints/models_00000-00001/2: damaged or foreign checkpoint" in message
-    record.write_bytes(whole)
-    assert "models 0–3 of 4 are not trained" in refused(score, "--run", run)
-    stopped(train, "--run", run, at=2, signum=signal.SIGTERM, code=143)
-    assert checkpoints.saved_groups(run) == [checkpoints.Group(0, 1, 4)]
+    # Two groups of two models, four epochs of five steps, one step a dispatch: in the middle of an
+    # epoch, then at the end of a group. The first dispatch of a call only warms up.
+    monkeypatch.setattr(training, "DISPATCH_SECONDS", 0.0)
+    stopped(train, toml, "--run", run, at=6, signum=signal.SIGINT, code=130)
+    assert checkpoints.saved_groups(run) == [checkpoints.Group(0, 1, 7)]
+    path = checkpoint(run, 0, 7)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    assert f"{path}: damaged" in refused(train, "--run", run)
+    path.write_bytes(whole)
+    assert "models 0–3 of 4 not trained" in refused(score, "--run", run)
+    stopped(train, "--run", run, at=12, signum=signal.SIGTERM, code=143)
+    assert checkpoints.saved_groups(run) == [checkpoints.Group(0, 1, STEPS)]
     assert call(train, "--run", run).code == 0
     assert call(train, "--run", run).out == f"{run}: all 4 models are trained\n"
 
     # Three dispatches of each group.
     monkeypatch.setattr(scoring, "DISPATCH", 50)
     stopped(score, "--run", run, at=2, signum=signal.SIGTERM, code=143)
-    assert "models 0–3 of 4 not scored" in refused(attack, "--run", run)
+    assert "scores.npy: no such file; run python score.py" in refused(attack, "--run", run)
     stopped(score, "--run", run, at=5, signum=signal.SIGINT, code=130)
     assert "models 2–3 of 4 not scored" in refused(attack, "--run", run)
     assert call(score, "--run", run).code == 0
@@ -610,7 +632,7 @@ def test_processes_end_with_the_code_and_line_of_what_stopped_them(tmp_path, tom
         for signum, process in endless.items():
             run = tmp_path / str(signals[signum])
             limit = time.monotonic() + 120
-            while not (run / "train_log.jsonl").exists():
+            while not (run / ".lock-train").exists():
                 assert process.poll() is None, process.communicate()
                 assert time.monotonic() < limit
                 time.sleep(0.05)
@@ -622,7 +644,8 @@ def test_processes_end_with_the_code_and_line_of_what_stopped_them(tmp_path, tom
             )
             assert "Traceback" not in err
             [group] = checkpoints.saved_groups(run)
-            assert group.epoch == run_dir.read_log(run)[-1]["epoch"]
+            log = run_dir.read_log(run)
+            assert 0 <= group.step - 5 * (log[-1]["epoch"] if log else 0) < 5
     finally:
         for process in endless.values():
             process.kill()
@@ -630,14 +653,14 @@ def test_processes_end_with_the_code_and_line_of_what_stopped_them(tmp_path, tom
 
 
 def test_a_terminal_without_our_letters_is_no_obstacle(run):
-    shutil.rmtree(run / "checkpoints" / "models_00002-00003")
+    checkpoint(run, 2, STEPS).unlink()
     outcome = subprocess.run(
         [sys.executable, "score.py", "--run", str(run)],
         cwd=ROOT, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"}, check=False,
     )  # fmt: skip
     assert outcome.returncode == 2
     assert outcome.stderr.startswith(b"error: ")
-    assert b"models 2\\u20133 of 4 are not trained yet" in outcome.stderr
+    assert b"models 2\\u20133 of 4 not trained yet" in outcome.stderr
 
 
 def test_a_reader_that_goes_away_gets_no_traceback(tmp_path):

@@ -46,4 +46,4 @@ def test_every_model_has_its_place_without_padding_when_groups_fit():
     mesh = ensemble.models_mesh(jax.devices()[:4])
     assert [ensemble.slots(models, mesh) for models in (1, 4, 5, 8)] == [4, 4, 8, 8]
     assert ensemble.group_size(0, mesh) == 4
-    assert ensemble.group_size(6, mesh) == 6
+    assert [ensemble.group_size(size, mesh) for size in (1, 3, 4, 6, 8)] == [1, 3, 4, 4, 8]

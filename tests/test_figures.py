@@ -15,12 +15,12 @@ def curve(size=400, distance=1.0):
     return evaluation.roc(rng.normal(size=size) + distance * member, member)
 
 
-@pytest.mark.parametrize(("suffix", "magic"), [(".png", b"\x89PNG"), (".pdf", b"%PDF")])
-def test_draws_the_same_bytes_twice(tmp_path, suffix, magic):
-    first, second = (tmp_path / f"{name}{suffix}" for name in "ab")
+@pytest.mark.parametrize(("kind", "magic"), [("png", b"\x89PNG"), ("pdf", b"%PDF")])
+def test_draws_the_same_bytes_twice(tmp_path, kind, magic):
+    first, second = (tmp_path / name for name in "ab")
     for path in (first, second):
         figures.roc_figure({"loss": curve(), "someone's own": curve()},
-                           {"loss": 0.5, "someone's own": 0.5}, path)  # fmt: skip
+                           {"loss": 0.5, "someone's own": 0.5}, kind, path)  # fmt: skip
     assert first.read_bytes().startswith(magic)
     assert first.read_bytes() == second.read_bytes()
 
@@ -28,7 +28,7 @@ def test_draws_the_same_bytes_twice(tmp_path, suffix, magic):
 def test_draws_a_curve_that_finds_nothing_and_one_of_few_points(tmp_path):
     member = np.array([True, False, False])
     hopeless = evaluation.roc(np.array([0.0, 1.0, 2.0]), member)
-    figures.roc_figure({"loss": hopeless}, {"loss": 0.0}, tmp_path / "roc.png")
+    figures.roc_figure({"loss": hopeless}, {"loss": 0.0}, "png", tmp_path / "roc.png")
     assert (tmp_path / "roc.png").stat().st_size > 0
 
 

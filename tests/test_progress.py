@@ -57,6 +57,19 @@ def test_without_a_terminal_a_line_comes_at_most_every_ten_seconds_and_at_the_en
     assert "\r" not in stream.getvalue()
 
 
+def test_what_warms_up_counts_as_done_but_not_towards_the_rate(clock, monkeypatch):
+    stream = shown(monkeypatch, terminal=False)
+    bar = Progress(101, 0, "train")
+    assert bar.fresh
+    clock.now += 500
+    bar.warm_up(1)
+    assert not bar.fresh
+    clock.now += 10
+    assert bar.rate(20) == 2
+    bar.advance(20, "step 21")
+    assert stream.getvalue() == "train: step 21, 0:40 left\n"
+
+
 def test_on_a_terminal_one_bar_moves(monkeypatch):
     stream = shown(monkeypatch, terminal=True)
     bar = Progress(4, 1, "score")

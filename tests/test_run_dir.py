@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import io
-import json
 import os
 import shutil
+import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from lira_jax import config, membership, run_dir
+from lira_jax import config, membership, run_dir, storage
 from lira_jax.config import ScoreConfig
 from lira_jax.errors import InputError
-from tests.conftest import files_of, with_train
+from tests.conftest import files_of, refusal, with_train
 
 E, K = 12, 3
 VERSIONS = {"data_digest": "d" * 64, "numpy": "2"}
@@ -38,120 +37,6 @@ def run(tmp_path, tiny):
     """A run of two models that is prepared, not trained."""
     prepare(tmp_path / "run", tiny)
     return tmp_path / "run"
-
-
-def refusal(folder, call):
-    """The one line with which a call is refused; every file stays as it was."""
-    before = files_of(folder)
-    with pytest.raises(InputError) as caught:
-        call()
-    assert files_of(folder) == before
-    message = str(caught.value)
-    assert len(message.splitlines()) == 1
-    return message
-
-
-def npy(array, **changes):
-    file = io.BytesIO()
-    np.save(file, array, **changes)
-    return file.getvalue()
-
-
-# Writing.
-
-
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
-    run_dir.write_text(tmp_path / "a.txt", "old")
-
-    def half(path):
-        path.write_text("ne")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run_dir.write_whole(tmp_path / "a.txt", half)
-    assert files_of(tmp_path) == {"a.txt": b"old"}
-
-
-def test_a_place_that_cannot_be_written_is_named(tmp_path):
-    (tmp_path / "file").touch()
-    message = refusal(tmp_path, lambda: run_dir.write_text(tmp_path / "file" / "a.txt", "new"))
-    assert f"{tmp_path}/file/a.txt: cannot be written (" in message
-
-
-# Reading.
-
-
-def test_what_is_written_is_read_by_memory_map(tmp_path):
-    array = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
-    run_dir.write_array(tmp_path / "a.npy", array)
-    read = run_dir.read_array(tmp_path / "a.npy", np.float32, (2, None, 4), "")
-    assert isinstance(read, np.memmap)
-    assert not read.flags.writeable
-    np.testing.assert_array_equal(read, array)
-
-
-good = np.zeros((2, 3), np.float32)
-objects = npy(np.array([{}, 1], object))
-archive = io.BytesIO()
-np.savez(archive, scores=good)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"hello, this is a text file\n",
-        npy(good)[:5],
-        npy(good)[:60],
-        npy(good)[:-1],
-        npy(good).replace(b"(2, 3)", b"(9, 9)"),
-        npy(good).replace(b"(2, 3)", b"(-2,3)"),
-        npy(good).replace(b"(2, 3)", b"{2, 3}"),
-        npy(good).replace(b"'<f4'", b"'<q4'"),
-        archive.getvalue(),
-        b"PK\x03\x04 no archive",
-        objects,
-        npy(good.astype(">f4")),
-        npy(good.astype(np.float64)),
-        npy(good.T.copy()),
-        npy(good[0]),
-        npy(good[:, :, np.newaxis]),
-        npy(np.float32(1)),
-    ],
-)
-def test_a_truncated_or_foreign_array_is_refused(tmp_path, content):
-    path = tmp_path / "a.npy"
-    path.write_bytes(content)
-    message = refusal(
-        tmp_path, lambda: run_dir.read_array(path, np.float32, (2, 3), "run score.py again")
-    )
-    assert message.startswith(f"{path}: ")
-    assert message.endswith("delete it and run score.py again")
-
-
-def test_a_missing_array_and_a_folder_in_its_place_are_refused(tmp_path):
-    def read(name):
-        return lambda: run_dir.read_array(tmp_path / name, np.float32, (2, 3), "run score.py again")
-
-    (tmp_path / "folder.npy").mkdir()
-    assert "no such file; run score.py again" in refusal(tmp_path, read("a.npy"))
-    assert "not a NumPy array" in refusal(tmp_path, read("folder.npy"))
-
-
-@settings(max_examples=300)
-@given(st.integers(0, len(npy(good)) - 1), st.integers(1, 255))
-def test_any_one_damaged_byte_is_refused_or_harmless_to_type_and_shape(
-    tmp_path_factory, place, flip
-):
-    path = tmp_path_factory.getbasetemp() / "damaged.npy"
-    content = bytearray(npy(good))
-    content[place] ^= flip
-    path.write_bytes(content)
-    try:
-        read = run_dir.read_array(path, np.float32, (2, 3), "")
-    except InputError:
-        return
-    assert (read.dtype, read.shape) == (np.float32, (2, 3))
 
 
 # A run's own config.toml.
@@ -259,17 +144,22 @@ def test_changed_data_labels_and_masks_are_refused(run, tiny):
 
 
 @pytest.mark.parametrize("name", ["keep.npy", "labels.npy"])
-@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"hello"])
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[: len(b) // 2], lambda b: b"hello", lambda b: b[:140] + b"\7" + b[141:]]
+)
 def test_damaged_masks_and_labels_are_refused_and_written_again_once_deleted(
     run, tiny, name, damage
 ):
     whole = files_of(run)
     (run / name).write_bytes(damage(whole[name]))
     message = refusal(run, lambda: prepare(run, tiny))
-    assert f"{name}: truncated or not a NumPy array" in message
+    assert f"{run}/{name}: " in message
     assert message.endswith("delete it and run train.py again")
     (run / name).unlink()
     prepare(run, tiny)
+    assert files_of(run) == whole
+    (run / name).write_bytes(damage(whole[name]))
+    prepare(run, tiny, repair=True)
     assert files_of(run) == whole
 
 
@@ -304,7 +194,7 @@ def test_a_call_killed_between_two_files_can_be_repeated(
     prepare(whole, experiment)
     left = writes
 
-    def killed(path, write, real=run_dir.write_whole):
+    def killed(path, write, real=storage.write_whole):
         nonlocal left
         if not left:
             raise KeyboardInterrupt
@@ -312,7 +202,7 @@ def test_a_call_killed_between_two_files_can_be_repeated(
         real(path, write)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_dir, "write_whole", killed)
+        patch.setattr(storage, "write_whole", killed)
         try:
             prepare(run, experiment)
         except KeyboardInterrupt:
@@ -330,80 +220,166 @@ def record(epoch, first=0):
     return {"models": [first, first + 1], "epoch": epoch, "loss": [0.5, 0.25]}
 
 
-def test_the_log_keeps_its_records_but_those_of_epochs_to_be_repeated(run):
-    records = [record(1), record(2), record(1, first=2), record(3)]
-    for line in records:
-        run_dir.append_log(run, line)
-    assert run_dir.read_log(run) == records
-    run_dir.forget_log_after(run, 0, 1, 1)
-    assert run_dir.read_log(run) == [record(1), record(1, first=2)]
-
-
-def test_a_last_line_cut_short_is_left_out_and_makes_room_for_the_next(run):
-    run_dir.append_log(run, record(1))
-    with (run / run_dir.TRAIN_LOG).open("a") as file:
-        file.write(json.dumps(record(2))[:20])
-    assert run_dir.read_log(run) == [record(1)]
-    run_dir.forget_log_after(run, 0, 1, 1)
-    run_dir.append_log(run, record(2))
-    assert run_dir.read_log(run) == [record(1), record(2)]
+def test_the_log_is_read_in_order_of_models(run):
+    folder = run / run_dir.TRAIN_LOG
+    run_dir.write_log_file(folder / "models_00002-00003.jsonl", [record(1, 2)])
+    run_dir.write_log_file(folder / "models_00000-00001.jsonl", [record(1), record(2)])
+    (folder / ".DS_Store").touch()
+    assert run_dir.read_log(run) == [record(1), record(2), record(1, 2)]
+    assert run_dir.read_log_file(folder / "none.jsonl") == []
 
 
 @pytest.mark.parametrize("content", [b"dear diary\n\xff\n", b"{}\n{}\n", b"3\n4\n", b"[\n]\n"])
-def test_a_foreign_log_is_refused(run, tiny, content):
-    (run / run_dir.TRAIN_LOG).write_bytes(content)
-    message = refusal(run, lambda: prepare(run, tiny))
-    assert "train_log.jsonl: line 1 is not one that training wrote; delete this file" in message
+def test_a_foreign_log_is_refused(run, content):
+    path = run / run_dir.TRAIN_LOG / "models_00000-00001.jsonl"
+    storage.write_whole(path, lambda file: file.write(content))
+    message = refusal(run, lambda: run_dir.read_log(run))
+    assert f"{path}: line 1 is not one that training wrote; delete this file" in message
 
 
 # Scores.
 
 
-def test_new_scores_are_unwritten_and_writing_reaches_the_file(tmp_path):
-    path = tmp_path / "scores.npy"
-    scores = run_dir.open_scores(path, 4, E, 2)
-    assert run_dir.unwritten(scores) == [0, 1, 2, 3]
-    scores[1] = 7
-    scores.flush()
-    assert run_dir.unwritten(run_dir.open_scores(path, 4, E, 2)) == [0, 2, 3]
-    assert (np.load(path)[1] == 7).all()
+def rows(models, value=0):
+    """φ and logits of some models, each row telling its model."""
+    number = np.array(models, np.float32)[:, None, None] + value
+    return np.full((len(models), E, 2), number), np.full((len(models), E, K), -number)
 
 
-def test_scores_of_fewer_models_are_extended(tmp_path):
-    path = tmp_path / "scores.npy"
-    run_dir.open_scores(path, 2, E, 2)[:] = 7
-    scores = run_dir.open_scores(path, 4, E, 2)
-    assert run_dir.unwritten(scores) == [2, 3]
-    assert (scores[:2] == 7).all()
-    assert list(files_of(tmp_path)) == ["scores.npy"]
+def scored(run):
+    return run_dir.scored(run, E, 2, K)
 
 
-def test_scores_that_do_not_fit_are_refused(tmp_path):
-    path = tmp_path / "scores.npy"
-    run_dir.open_scores(path, 4, E, 2)[:] = 7
-    for shape in ((4, E + 1, 2), (4, E, 1), (2, E, 2)):
-        message = refusal(tmp_path, lambda shape=shape: run_dir.open_scores(path, *shape))
-        assert "delete it" in message
+def assemble(run, models):
+    return run_dir.assemble_scores(run, models, E, 2, K)
 
 
-@pytest.mark.parametrize("length", [0, 5, 100, 200, -1])
-def test_truncated_scores_are_refused_not_filled_up(tmp_path, length):
-    path = tmp_path / "scores.npy"
-    run_dir.open_scores(path, 4, E, 2)[:] = 7
-    path.write_bytes(path.read_bytes()[:length])
-    message = refusal(tmp_path, lambda: run_dir.open_scores(path, 4, E, 2))
-    assert "truncated or not a NumPy array" in message
+def test_scores_in_parts_come_together_in_order_of_models(run):
+    run_dir.write_part(run, 2, *rows([2, 3, 4]))
+    assert scored(run).models == {2, 3, 4}
+    assert assemble(run, 6) == [0, 1, 5]
+    run_dir.write_part(run, 5, *rows([5]))
+    run_dir.write_part(run, 0, *rows([0, 1]))
+    assert assemble(run, 6) == []
+    phi, logits = rows(range(6))
+    np.testing.assert_array_equal(np.load(run / "scores.npy"), phi)
+    np.testing.assert_array_equal(np.load(run / "logits.npy"), logits)
+    assert not (run / run_dir.SCORE_PARTS).exists()
+    assert scored(run).models == set(range(6))
+    before = files_of(run)
+    assert assemble(run, 6) == []
+    assert files_of(run) == before
+
+
+def test_scores_of_more_models_keep_the_first(run):
+    run_dir.write_part(run, 0, *rows([0, 1], 100))
+    assert assemble(run, 2) == []
+    run_dir.write_part(run, 2, *rows([2, 3]))
+    assert scored(run).models == {0, 1, 2, 3}
+    assert assemble(run, 4) == []
+    phi = np.load(run / "scores.npy")
+    assert phi[:, 0, 0].tolist() == [100, 101, 2, 3]
+
+
+@pytest.mark.parametrize("writes", range(7))
+def test_scoring_killed_between_any_two_files_goes_on_to_the_same(run, writes, monkeypatch):
+    """Two parts of two files each, then the two files of all."""
+    whole = shutil.copytree(run, run.with_name("whole"))
+    run_dir.write_part(whole, 0, *rows([0, 1, 2, 3]))
+    assemble(whole, 4)
+    left = writes
+
+    def killed(path, write, real=storage.write_whole):
+        nonlocal left
+        if not left:
+            raise KeyboardInterrupt
+        left -= 1
+        real(path, write)
+
+    def go_on():
+        for first in (0, 2):
+            if first not in scored(run).models:
+                run_dir.write_part(run, first, *rows([first, first + 1]))
+        assert assemble(run, 4) == []
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "write_whole", killed)
+        if writes < 6:
+            with pytest.raises(KeyboardInterrupt):
+                go_on()
+        else:
+            go_on()
+    go_on()
+    assert files_of(run) == files_of(whole)
+
+
+def test_two_shards_that_put_the_parts_together_at_once_write_the_same(run, monkeypatch):
+    """The other one does it all while this one is at its first row, and removes the parts."""
+    run_dir.write_part(run, 0, *rows([0, 1]))
+    run_dir.write_part(run, 2, *rows([2, 3]))
+    real, calls = run_dir.write_rows, []
+
+    def write_rows(path, dtype, shape, parts):
+        calls.append(path.name)
+        if len(calls) == 1:
+            assert assemble(run, 4) == []
+        real(path, dtype, shape, parts)
+
+    monkeypatch.setattr(run_dir, "write_rows", write_rows)
+    assert assemble(run, 4) == []
+    assert calls == ["logits.npy", "logits.npy", "scores.npy"]
+    np.testing.assert_array_equal(np.load(run / "scores.npy"), rows(range(4))[0])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["scores.npy", "logits.npy"])
+def test_damaged_scores_are_refused_and_scored_anew_on_request(run, name):
+    run_dir.write_part(run, 0, *rows([0, 1]))
+    assemble(run, 2)
+    flip(run / name)
+    message = refusal(run, lambda: scored(run))
+    assert message.startswith(f"{run}/{name}: damaged: its length or checksum")
+    assert message.endswith("delete it and run score.py again")
+    assert name in refusal(run, lambda: run_dir.read_score_set(run))
+    assert run_dir.scored(run, E, 2, K, repair=True).models == set()
+
+
+@pytest.mark.parametrize("kind", ["scores", "logits"])
+def test_a_damaged_part_is_refused_and_scored_anew_on_request(run, kind):
+    run_dir.write_part(run, 0, *rows([0, 1]))
+    run_dir.write_part(run, 2, *rows([2, 3]))
+    flip(run / run_dir.SCORE_PARTS / f"{kind}_00002-00003.npy")
+    assert f"{kind}_00002-00003.npy: damaged" in refusal(run, lambda: scored(run))
+    assert f"{kind}_00002-00003.npy: damaged" in refusal(run, lambda: assemble(run, 4))
+    assert run_dir.scored(run, E, 2, K, repair=True).models == {0, 1}
+    run_dir.write_part(run, 2, *rows([2, 3]))
+    assert assemble(run, 4) == []
+
+
+def test_scores_of_other_views_or_examples_are_refused(run):
+    run_dir.write_part(run, 0, *rows([0, 1]))
+    message = refusal(run, lambda: run_dir.scored(run, E, 18, K))
+    assert "holds 2 views, not score.views = 18; give --score.views 2" in message
+    assert "delete it" in refusal(run, lambda: run_dir.scored(run, E + 1, 2, K))
+    assemble(run, 2)
+    message = refusal(run, lambda: run_dir.scored(run, E, 18, K))
+    assert "scores.npy: holds 2 views, not score.views = 18; give --score.views 2" in message
 
 
 @pytest.fixture
-def scored(run):
-    run_dir.open_scores(run / run_dir.SCORES, 2, E, 2)[:] = np.arange(E)[:, np.newaxis]
-    run_dir.open_scores(run / run_dir.LOGITS, 2, E, K)[:] = 1
+def whole(run):
+    run_dir.write_part(run, 0, *rows([0, 1]))
+    assemble(run, 2)
     return run
 
 
-def test_a_scored_run_gives_its_score_set(scored):
-    found = run_dir.read_score_set(scored)
+def test_a_scored_run_gives_its_score_set(whole):
+    found = run_dir.read_score_set(whole)
     assert found.block == 2
     assert found.scores.shape == (2, E, 2)
     assert found.logits.shape == (2, E, K)
@@ -411,27 +387,84 @@ def test_a_scored_run_gives_its_score_set(scored):
     np.testing.assert_array_equal(found.labels, LABELS)
 
 
-def test_models_not_scored_yet_are_named_with_the_command_to_run(scored, tiny):
-    command = f"run python score.py --run {scored}"
-    rows = np.load(scored / run_dir.SCORES, mmap_mode="r+")
-    rows[1, 3, 0] = np.nan
-    message = refusal(scored, lambda: run_dir.read_score_set(scored))
-    assert message.endswith(f"scores.npy: model 1 of 2 not scored yet; {command}")
-    prepare(scored, with_train(tiny, models=6))
-    message = refusal(scored, lambda: run_dir.read_score_set(scored))
-    assert message.endswith(f"scores.npy: models 1–5 of 6 not scored yet; {command}")
-    for name in (run_dir.LOGITS, run_dir.SCORES):
-        (scored / name).unlink()
-        message = refusal(scored, lambda: run_dir.read_score_set(scored))
-        assert message.endswith(command)
+def test_models_not_scored_yet_are_named_with_the_command_to_run(whole, tiny):
+    command = f"run python score.py --run {whole}"
+    prepare(whole, with_train(tiny, models=6))
+    message = refusal(whole, lambda: run_dir.read_score_set(whole))
+    assert message.endswith(f"scores.npy: models 2–5 of 6 not scored yet; {command}")
+    run_dir.write_part(whole, 2, *rows([2, 3, 4]))
+    message = refusal(whole, lambda: run_dir.read_score_set(whole))
+    assert message.endswith(f"scores.npy: model 5 of 6 not scored yet; {command}")
+    run_dir.write_part(whole, 5, *rows([5]))
+    message = refusal(whole, lambda: run_dir.read_score_set(whole))
+    assert message.endswith(f"all models are scored, but not in one file yet; {command}")
+    (whole / run_dir.SCORES).unlink()
+    message = refusal(whole, lambda: run_dir.read_score_set(whole))
+    assert message.endswith(f"models 0–1 of 6 not scored yet; {command}")
+    shutil.rmtree(whole / run_dir.SCORE_PARTS)
+    message = refusal(whole, lambda: run_dir.read_score_set(whole))
+    assert message.endswith(f"scores.npy: no such file; {command}")
 
 
 def test_a_command_to_run_can_be_pasted(tmp_path, tiny):
     run = tmp_path / "my runs" / "it's"
     prepare(run, tiny)
-    shutil.rmtree(run / "checkpoints", ignore_errors=True)
     message = refusal(run, lambda: run_dir.read_score_set(run))
     assert message.endswith(f"""run python score.py --run '{tmp_path}/my runs/it'"'"'s'""")
+
+
+# Locks.
+
+
+def test_two_processes_do_not_work_on_the_same_models(run):
+    """A lock belongs to a process: the other holder is one."""
+    code = f"""
+import sys
+from pathlib import Path
+from lira_jax import run_dir
+with run_dir.lock(Path({str(run)!r}), "train", range(4, 8)):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+    other = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert other.stdout.readline() == "held\n"
+        for models in (range(4, 8), range(0, 5), range(7, 9), range(0, 100)):
+            said = r"another train\.py is at work on models among"
+            with pytest.raises(InputError, match=said), run_dir.lock(run, "train", models):
+                pass
+        for stage, models in (("train", range(0, 4)), ("train", range(8, 9)), ("score", range(9))):
+            with run_dir.lock(run, stage, models):
+                pass
+        with run_dir.lock(run, "train", range(5, 5)):
+            pass
+    finally:
+        other.kill()
+        other.communicate()
+    with run_dir.lock(run, "train", range(8)):
+        pass
+
+
+def test_what_a_killed_process_of_this_host_left_half_written_is_removed(run):
+    process = subprocess.Popen(["true"])
+    process.wait()
+    host = socket.gethostname()
+    names = {
+        f".{host}-{process.pid}-a.npy": False,
+        f".{host}-{os.getpid()}-a.npy": False,
+        f".{host}-1-a.npy": True,  # alive
+        f".{host}2-{process.pid}-a.npy": True,
+        f"{host}-{process.pid}-a.npy": True,
+    }
+    for name in names:
+        (run / name).touch()
+        (run / run_dir.SCORE_PARTS).mkdir(exist_ok=True)
+        (run / run_dir.SCORE_PARTS / name).touch()
+    with run_dir.lock(run, "score", range(2)):
+        for folder in (run, run / run_dir.SCORE_PARTS):
+            assert {name: (folder / name).exists() for name in names} == names
 
 
 @pytest.mark.parametrize(
@@ -442,8 +475,8 @@ def test_numbers_in_messages_are_ranges(numbers, text):
     assert run_dir.as_ranges(numbers) == text
 
 
-def test_no_temporary_file_is_left(scored):
-    assert not [name for name in os.listdir(scored) if name.startswith(".")]
+def test_no_temporary_file_is_left(whole):
+    assert not [name for name in os.listdir(whole) if name.startswith(".")]
 
 
 def test_a_config_is_read_as_it_is_written(run, tiny):

@@ -22,8 +22,9 @@ def trained_weights(experiment: Experiment, run: Path) -> dict[int, np.ndarray]:
     data = training.candidates(experiment)
     network = training.build_network(experiment, data)
     weights = {}
+    steps = training.total_steps(experiment, int(data.keep[0].sum()))
     for group in checkpoints.saved_groups(run):
-        assert group.epoch == experiment.train.epochs
+        assert group.step == steps
         tree = checkpoints.restore(run, group, scoring._like(network, group.size))
         leaves = [leaf.reshape(group.size, -1) for leaf in jax.tree.leaves(tree)]
         for row, vector in enumerate(np.concatenate(leaves, axis=1)):
@@ -87,19 +88,21 @@ def test_models_differ_in_initial_weights_data_order_and_members(eight, alone):
 
 
 class StopAfter(StopRequest):
-    """A signal that comes during the given epoch, counted over all groups."""
+    """A signal that comes during the given dispatch, counted over all groups."""
 
-    def __init__(self, epochs: int):
-        self.left = epochs
+    def __init__(self, dispatches: int):
+        self.left = dispatches
 
     @property
-    def signum(self) -> int:  # read once an epoch
+    def signum(self) -> int:  # read once a dispatch
         self.left -= 1
         return 2 if self.left <= 0 else 0
 
 
-@pytest.mark.parametrize("checks", [1, 3, 6])
-def test_a_stopped_run_goes_on_to_the_same_weights(tiny, checks, tmp_path, monkeypatch):
+@pytest.mark.parametrize("checks", [1, 3, 7])
+@pytest.mark.parametrize("seconds", [0.0, 2.0])
+def test_a_stopped_run_goes_on_to_the_same_weights(tiny, checks, seconds, tmp_path, monkeypatch):
+    """Stopped after some dispatches: of one step each, so within an epoch, or longer ones."""
     from contextlib import contextmanager
 
     from lira_jax.interrupts import Stopped
@@ -114,16 +117,22 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tiny, checks, tmp_path, monke
 
     with monkeypatch.context() as patch:
         patch.setattr(training, "stop_requests", stopping)
+        patch.setattr(training, "DISPATCH_SECONDS", seconds)
         with pytest.raises(Stopped):
             training.train(experiment, tmp_path / "parts", one)
     begun = checkpoints.saved_groups(tmp_path / "parts")
-    assert sum(group.epoch for group in begun) == checks
+    if not seconds:
+        assert sum(group.step for group in begun) == checks
+    assert begun
     training.train(experiment, tmp_path / "parts", one)
     expected = trained_weights(tiny, tmp_path / "whole")
     for model, weights in trained_weights(tiny, tmp_path / "parts").items():
         np.testing.assert_array_equal(weights, expected[model])
-    epochs = [(*line["models"], line["epoch"]) for line in run_dir.read_log(tmp_path / "parts")]
+    log = run_dir.read_log(tmp_path / "parts")
+    epochs = [(*line["models"], line["epoch"]) for line in log]
     assert epochs == [(model, model, epoch) for model in (0, 1) for epoch in range(1, 5)]
+    for line, other in zip(log, run_dir.read_log(tmp_path / "whole"), strict=True):
+        assert line | {"seconds": 0} == other | {"seconds": 0}
 
 
 class WithDropout(nnx.Module):
@@ -190,9 +199,9 @@ def test_more_models_leave_the_first_ones_bit_for_bit(eight, alone, tmp_path):
 
 def test_a_group_begun_keeps_its_extent_when_the_group_size_changes(tmp_path):
     run = tmp_path
+    (run / "checkpoints").mkdir()
     for group in (Group(0, 3, 9), Group(6, 7, 2)):
-        folder = run / "checkpoints" / f"models_{group.first:05d}-{group.last:05d}"
-        (folder / str(group.epoch)).mkdir(parents=True)
+        (run / "checkpoints" / f"{group.name}_step_{group.step}.npz").touch()
     finished, todo = checkpoints.plan(run, 12, 9, 3)
     assert finished == [Group(0, 3, 9)]
     assert todo == [Group(4, 5), Group(6, 7, 2), Group(8, 10), Group(11, 11)]
@@ -228,6 +237,71 @@ def test_every_optimiser_and_augmentation_trains_in_bfloat16(
     assert np.mean(log[-1]["loss"]) < np.mean(log[0]["loss"])
 
 
+def with_memory_for(models: int, real=training.programs):
+    """`training.programs` of a device that holds so many models: XLA:CPU has no such error."""
+
+    def programs(*arguments):
+        usual = real(*arguments)
+
+        def advance(group, start, stop):
+            if jax.tree.leaves(group)[0].shape[0] > models:
+                raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory: 9.9GiB.")
+            return usual.advance(group, start, stop)
+
+        return dataclasses.replace(usual, advance=advance)
+
+    return programs
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_group_too_large_for_memory_is_halved(eight, alone, begun, tmp_path, monkeypatch, capsys):
+    """Begun on a device that held all eight, or not."""
+    from contextlib import contextmanager
+
+    from lira_jax.interrupts import Stopped
+
+    @contextmanager
+    def stopping():
+        yield StopAfter(2)
+
+    run, one = tmp_path / "run", jax.devices()[:1]
+    if begun:
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "stop_requests", stopping)
+            with pytest.raises(Stopped):
+                training.train(eight, run, one)
+    monkeypatch.setattr(training, "programs", with_memory_for(2))
+    training.train(eight, run, one)
+    out = capsys.readouterr().out
+    assert f"{run}: 8 models do not fit into memory together; going on with 4\n" in out
+    assert f"{run}: 4 models do not fit into memory together; going on with 2\n" in out
+    assert [group.size for group in checkpoints.saved_groups(run)] == [2, 2, 2, 2]
+    for model, weights in trained_weights(eight, run).items():
+        np.testing.assert_array_equal(weights, alone[model])
+
+
+def test_one_model_too_large_for_memory_is_named(eight, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "programs", with_memory_for(0))
+    with pytest.raises(InputError, match=r"one model alone does not fit into memory \(RESOURCE"):
+        training.train(with_train(eight, group=2), tmp_path / "run", jax.devices()[:1])
+
+
+def test_models_too_few_for_all_devices_leave_some_alone(eight, alone, tmp_path, monkeypatch):
+    """Six models in groups of four on four devices: the last two on two."""
+    used = []
+
+    def programs(experiment, data, mesh, real=training.programs):
+        used.append(mesh.size)
+        return real(experiment, data, mesh)
+
+    monkeypatch.setattr(training, "programs", programs)
+    run = tmp_path / "run"
+    training.train(with_train(eight, models=6, group=4), run, jax.devices()[:4])
+    assert used == [4, 2]
+    for model, weights in trained_weights(with_train(eight, models=6), run).items():
+        np.testing.assert_array_equal(weights, alone[model])
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_model_epoch_and_cure(tiny, tmp_path):
     wild = with_train(tiny, learning_rate=1e30, schedule="constant", group=1)
     with pytest.raises(InputError, match=r"model 0: the loss is not finite in epoch 1; try a"):
@@ -245,7 +319,7 @@ def test_finished_models_stay_when_a_later_one_fails(tiny, tmp_path, monkeypatch
         patch.setattr(training, "_refuse_non_finite", fail_on_model_1)
         with pytest.raises(InputError, match="model 1: the loss is not finite in epoch 1"):
             training.train(with_train(tiny, group=1), run, jax.devices()[:1])
-    assert checkpoints.saved_groups(run) == [Group(0, 0, 4)]
+    assert checkpoints.saved_groups(run) == [Group(0, 0, 20)]
 
 
 def test_examples_that_make_no_equal_folds_are_left_out_and_named(tiny, tmp_path, capsys):

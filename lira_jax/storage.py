@@ -1,0 +1,290 @@
+"""Files that are whole or absent, arrays that tell when they are damaged, and locks.
+
+Every file is written beside its place and moved there, so that a kill at any moment leaves the old
+file or the new one. An array ends in a checksum of all that comes before it; `numpy.load` does not
+mind. A folder may be `gs://bucket/…` where `etils.epath` and gcsfs allow it. No JAX.
+"""
+
+from __future__ import annotations
+
+import errno
+import glob
+import hashlib
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+
+from lira_jax.errors import InputError
+
+_MARK = b"\nsha256 "
+_TRAILER = len(_MARK) + 64 + 1
+_COPY = 2**22
+
+
+def as_path(text: str | Path) -> Path:
+    """A path from the command line: a local one, or `gs://bucket/…` as an `etils.epath` path.
+
+    Raises:
+        InputError: an object store for which a package is missing.
+    """
+    if "://" not in str(text):
+        return Path(text)
+    try:
+        from etils import epath
+
+        path = epath.Path(text)
+        path.exists()
+    # Object stores fail in their own ways: a missing package, no such bucket, no right to read.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(
+            f"{text}: cannot be reached ({reason}); see docs/cluster.md for what object stores need"
+        ) from None
+    return cast(Path, path)
+
+
+def is_remote(path: Path) -> bool:
+    """Whether a path lies in an object store: no locks, no memory maps, no renaming."""
+    return not isinstance(path, Path)
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Write a file whole or not at all.
+
+    Args:
+        path: where it goes; the folder is made if missing.
+        write: called with a binary file to write to and read from.
+
+    Raises:
+        InputError: the folder cannot be made, or the file not written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if is_remote(path):
+            # An object appears whole when it is closed, even by an error: so first write it here.
+            with tempfile.TemporaryDirectory(prefix="lira_jax_") as folder:
+                beside = Path(folder) / path.name
+                with beside.open("w+b") as file:
+                    write(file)
+                type(path)(beside).copy(path, overwrite=True)  # type: ignore[attr-defined]
+            return
+        beside = path.with_name(f".{socket.gethostname()}-{os.getpid()}-{path.name}")
+        try:
+            with beside.open("w+b") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error.strerror or str(error)) from None
+
+
+def cannot_write(path: Path, reason: str) -> InputError:
+    """The refusal of a disk that is full, or a place that cannot be written."""
+    return InputError(
+        f"{path}: cannot be written ({reason}); check the path and the disk, "
+        "then run the same command again"
+    )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    write_whole(path, lambda file: file.write(text.encode()))
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes of this host left half written anywhere below a folder."""
+    if is_remote(folder) or not folder.is_dir():
+        return
+    mine = f".{socket.gethostname()}-"
+    for path in folder.rglob(f"{glob.escape(mine)}*"):
+        pid = path.name.removeprefix(mine).partition("-")[0]
+        if pid.isdecimal() and not _is_other_process(int(pid)):
+            path.unlink(missing_ok=True)
+
+
+def _is_other_process(pid: int) -> bool:
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def write_checked(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Write a file whole or not at all, and a checksum after what `write` writes."""
+
+    def write_both(file: BinaryIO) -> None:
+        write(file)
+        file.seek(0)
+        digest = hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
+        file.seek(0, os.SEEK_END)
+        file.write(_MARK + digest.encode() + b"\n")
+
+    write_whole(path, write_both)
+
+
+def read_checked(path: Path, remedy: str) -> bytes:
+    """What `write` wrote for `write_checked`.
+
+    Raises:
+        InputError: missing, truncated or changed.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}); {remedy}") from None
+    trailer = _MARK + hashlib.sha256(content[:-_TRAILER]).hexdigest().encode() + b"\n"
+    if content[-_TRAILER:] != trailer:
+        raise InputError(
+            f"{path}: damaged: its length or checksum is not what was written; {remedy}"
+        )
+    return content[:-_TRAILER]
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write an array as .npy with its checksum, whole or not at all."""
+    write_rows(path, array.dtype, array.shape, [array])
+
+
+def write_rows(path: Path, dtype: Any, shape: Sequence[int], parts: Iterable[np.ndarray]) -> None:
+    """Write an array that need not fit into memory, given in parts along its first axis."""
+
+    def write(file: BinaryIO) -> None:
+        description = np.lib.format.dtype_to_descr(np.dtype(dtype))
+        header = {"descr": description, "fortran_order": False, "shape": tuple(shape)}
+        np.lib.format.write_array_header_1_0(file, header)
+        rows = 0
+        for part in parts:
+            file.write(np.ascontiguousarray(part, dtype).data)
+            rows += len(part)
+        assert rows == shape[0], (rows, shape)
+
+    write_checked(path, write)
+
+
+def read_array(path: Path, dtype: Any, shape: Sequence[int | None], remedy: str) -> np.ndarray:
+    """Memory-map an array after checking that it is what was written, and what belongs there.
+
+    Args:
+        path: an .npy file of `write_array` or `write_rows`.
+        dtype: expected element type.
+        shape: expected shape; None accepts any length.
+        remedy: what the user should do, for the message.
+
+    Raises:
+        InputError: missing, truncated, changed or foreign file, another dtype or shape.
+    """
+    if is_remote(path):
+        return _read_remote(path, dtype, shape, remedy)
+    try:
+        array = np.lib.format.open_memmap(path, "r")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; {remedy}") from None
+    # A damaged header makes NumPy raise whatever its parts do: ValueError, OverflowError, …
+    except Exception as error:
+        reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
+        raise InputError(
+            f"{path}: truncated or not a NumPy array ({reason}); delete it and {remedy}"
+        ) from None
+    expected = "[" + ", ".join("any" if size is None else str(size) for size in shape) + "]"
+    fits = array.ndim == len(shape) and all(
+        size in (None, actual) for size, actual in zip(shape, array.shape, strict=True)
+    )
+    if array.dtype != dtype or not fits:
+        raise InputError(
+            f"{path}: holds {array.dtype} {list(array.shape)} instead of "
+            f"{np.dtype(dtype)} {expected}; it is not this run's: delete it and {remedy}"
+        )
+    if not _is_as_written(path, array):
+        raise InputError(
+            f"{path}: damaged: its length or checksum is not what was written; "
+            f"delete it and {remedy}"
+        )
+    return array
+
+
+def _is_as_written(path: Path, array: np.memmap) -> bool:
+    with path.open("rb") as file:
+        left = file.seek(0, os.SEEK_END) - _TRAILER
+        if left != array.offset + array.nbytes:
+            return False
+        file.seek(0)
+        digest = hashlib.sha256()
+        while left:
+            block = file.read(min(left, _COPY))
+            digest.update(block)
+            left -= len(block)
+        return file.read() == _MARK + digest.hexdigest().encode() + b"\n"
+
+
+def _read_remote(path: Path, dtype: Any, shape: Sequence[int | None], remedy: str) -> np.ndarray:
+    """Read through a local copy, which is gone from the folder, not the disk, while mapped."""
+    if not path.exists():
+        raise InputError(f"{path}: no such file; {remedy}")
+    with tempfile.TemporaryDirectory(prefix="lira_jax_") as folder:
+        local = Path(folder) / path.name
+        with path.open("rb") as source, local.open("wb") as target:
+            shutil.copyfileobj(source, target, _COPY)
+        try:
+            return read_array(local, dtype, shape, remedy)
+        except InputError as error:
+            raise InputError(str(error).replace(str(local), str(path))) from None
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all it holds, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path) if not is_remote(path) else path.rmtree()  # type: ignore[attr-defined]
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def lock(path: Path, numbers: range, refusal: str) -> Iterator[None]:
+    """Hold a lock on some models for as long as this process works on them.
+
+    Byte n of the file stands for model n, so ranges conflict exactly where they overlap, and the
+    kernel lets go when the process ends, however it ends. Object stores have no locks.
+
+    Raises:
+        InputError: another process holds one of them; the message is `refusal`.
+    """
+    if is_remote(path) or not numbers:
+        yield
+        return
+    try:
+        import fcntl  # not on Windows
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
+    except ImportError:
+        yield
+        return
+    except OSError as error:
+        raise cannot_write(path, error.strerror or str(error)) from None
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, len(numbers), numbers.start)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise InputError(refusal) from None
+            print(
+                f"{path}: this file system has no locks ({error.strerror}); make sure yourself "
+                "that no other process works on the same models",
+                flush=True,
+            )
+        yield
