@@ -5,8 +5,8 @@
 
 For configs/digits.toml (8 models) and configs/cifar10_cpu.toml (4), in turn, `--repeats` times:
 
-- `lira_jax`: `python train.py CONFIG --run NEW --train.models M`, a cold process: images are decoded
-  beforehand, but nothing is compiled;
+- `lira_jax`: `python train.py CONFIG --run NEW --train.models M`, a cold process: images are
+  decoded beforehand, but nothing is compiled;
 - `PyTorch`: `python benchmarks/torch_shadow_models.py CONFIG --models M`, the same data, masks,
   network, recipe and number of steps.
 
