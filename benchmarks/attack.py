@@ -61,7 +61,8 @@ def make(folder: Path, models: int, examples: int, queries: int) -> None:
     np.save(folder / "keep.npy", keep)
     random = np.random.default_rng(0)
     place = 3 * random.standard_normal((examples, 1), np.float32)
-    unit = random.gamma(2.0, size=(examples, 1)).astype(np.float32)
+    # Never so small that the attack's least σ, 1 % of the global one, would differ from the loop's.
+    unit = 0.5 + random.gamma(2.0, size=(examples, 1)).astype(np.float32)
     scores = open_memmap(folder / "scores.tmp.npy", "w+", np.float32, shape)
     for model in range(models):
         noise = BETWEEN_MODELS * random.standard_normal((examples, 1), np.float32)
