@@ -34,6 +34,9 @@ from lira_jax.score_set import ScoreSet
 
 # float64 scores of one chunk of examples, all models: small enough to stay near the CPU's caches.
 CHUNK_BYTES = 2**20
+# glibc hands the memory of every chunk back to the system, to take it again page by page for the
+# next, until it has seen a block freed that is large against what a chunk takes (at most 32 MiB).
+FREED_ONCE = 24 * 2**20
 # Sums less the dropped part are fitted anew where they are less than this share of the whole: an
 # outlier was dropped, and little more than its rounding errors is left.
 CANCELLED = 1e-6
@@ -305,6 +308,7 @@ def map_chunks(
     models, examples, _ = scores.shape
     size = max(1, CHUNK_BYTES // (8 * models * queries))
     slices = [slice(start, min(start + size, examples)) for start in range(0, examples, size)]
+    np.empty(FREED_ONCE, np.uint8)
 
     def work(chunk: slice) -> Result:
         return function(chunk, np.asarray(scores[:, chunk, :queries], dtype=np.float64))
