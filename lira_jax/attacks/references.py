@@ -33,7 +33,13 @@ from lira_jax.errors import InputError
 from lira_jax.score_set import ScoreSet
 
 # float64 scores of one chunk of examples, all models: small enough to stay near the CPU's caches.
-CHUNK_BYTES = 4 * 2**20
+CHUNK_BYTES = 2**20
+# glibc hands the memory of every chunk back to the system, to take it again page by page for the
+# next, until it has seen a block freed that is large against what a chunk takes (at most 32 MiB).
+FREED_ONCE = 24 * 2**20
+# Sums less the dropped part are fitted anew where they are less than this share of the whole: an
+# outlier was dropped, and little more than its rounding errors is left.
+CANCELLED = 1e-6
 
 Result = TypeVar("Result")
 
@@ -223,8 +229,9 @@ def moments(
     """
     columns = np.arange(values.shape[1])
     scores = values[base, columns]  # [R, C, Q]
-    # Centred twice: the subtraction of sums below then cancels nothing that matters, and scores
-    # that are all equal come out with a spread of exactly zero.
+    middle = _medians(scores, dropped) if centre == "median" else None
+    # Centred twice: the subtraction of sums below then cancels little, and scores that are all
+    # equal come out with a spread of exactly zero.
     shift = scores[0].copy()
     scores -= shift
     residual_mean = scores.mean(axis=0)
@@ -234,10 +241,29 @@ def moments(
     left_out = scores[dropped, columns]  # [F, D, C, Q]
     count = base.shape[0] - dropped.shape[1]
     mean = (scores.sum(axis=0) - left_out.sum(axis=1)) / count
-    squares = (scores * scores).sum(axis=0) - (left_out * left_out).sum(axis=1)
-    squares = np.maximum(squares - count * mean * mean, 0.0)
-    middle = mean if centre == "mean" else _medians(scores, dropped)
-    return Moments(count, shift + mean, shift + middle, squares)
+    all_squares = (scores * scores).sum(axis=0)
+    squares = all_squares - (left_out * left_out).sum(axis=1) - count * mean * mean
+    mean += shift
+    cancelled = squares < CANCELLED * all_squares
+    if cancelled.any():
+        mean[cancelled], squares[cancelled] = _refit(values, base, dropped, cancelled)
+    np.maximum(squares, 0.0, out=squares)
+    return Moments(count, mean, mean if middle is None else middle, squares)
+
+
+def _refit(
+    values: Float[np.ndarray, "N C Q"],
+    base: Int[np.ndarray, "R C"],
+    dropped: Int[np.ndarray, "F D C"],
+    chosen: Bool[np.ndarray, "F C Q"],
+) -> tuple[Float[np.ndarray, " L"], Float[np.ndarray, " L"]]:
+    """Mean, and sum of squared deviations from it, of the L chosen, from their references alone."""
+    fold, example, view = np.nonzero(chosen)
+    scores = values[base[:, example], example, view]  # [R, L]
+    kept = np.ones(scores.shape, dtype=bool)
+    np.put_along_axis(kept, dropped[fold, :, example].T, False, axis=0)
+    mean = scores.mean(axis=0, where=kept)
+    return mean, np.square(scores - mean).sum(axis=0, where=kept)
 
 
 def _medians(
@@ -282,6 +308,7 @@ def map_chunks(
     models, examples, _ = scores.shape
     size = max(1, CHUNK_BYTES // (8 * models * queries))
     slices = [slice(start, min(start + size, examples)) for start in range(0, examples, size)]
+    np.empty(FREED_ONCE, np.uint8)
 
     def work(chunk: slice) -> Result:
         return function(chunk, np.asarray(scores[:, chunk, :queries], dtype=np.float64))

@@ -72,7 +72,7 @@ def brute_force(scores, keep, centre, variance):
                     "-global": everything,
                     "-pooled": np.sqrt(residual / (freedom * examples)),
                 }[variance]
-                std[side, e] = np.maximum(std[side, e], 0.01 * everything)
+                std[side, e] = np.maximum(std[side, e], np.maximum(0.01 * everything, 1e-6))
         for e in range(examples):
             for q in range(queries):
                 phi = scores[target, e, q]
@@ -104,6 +104,49 @@ def test_scores_equal_brute_force(masks, centre, variance, monkeypatch):
         got = run(scores + offset, keep, centre=centre)
         for name, values in expected.items():
             np.testing.assert_allclose(got[name], values, rtol=1e-6, atol=1e-6)
+
+
+def far_off(rng, keep):
+    """All scores within a few float32 steps of 1e6."""
+    return 1e6 + 0.25 * rng.normal(size=(*keep.shape, 2)), 1e6
+
+
+def further_off_than_wide(rng, keep):
+    """All scores within a few float32 steps of −1e4."""
+    return 0.005 * uneven_scores(rng, keep, 2, 1) - 1e4, -1e4
+
+
+def nearly_constant(rng, keep):
+    """Examples with equal scores but for one model, or for a few float32 steps, among others."""
+    scores = uneven_scores(rng, keep, 2, 1)
+    scores[:, :2] = 300.0
+    scores[1, 0] += 1
+    scores[:, 1] += 1e-4 * rng.normal(size=(len(keep), 2))
+    return scores, 0.0
+
+
+def outliers(rng, keep):
+    """On two examples, one model's score beside which all others look equal."""
+    scores = uneven_scores(rng, keep, 2, 1)
+    scores[2, 3] = 1e5
+    scores[5, 4] = -1e9
+    return scores, 0.0
+
+
+@pytest.mark.parametrize("centre", ["mean", "median"])
+@pytest.mark.parametrize("masks", [blocked_masks, lambda *args: free_masks(*args, least=3)])
+@pytest.mark.parametrize("make", [far_off, further_off_than_wide, nearly_constant, outliers])
+def test_subtracting_the_targets_block_loses_no_digits(make, masks, centre):
+    rng = np.random.default_rng(0)
+    keep = masks(rng, 8, 7)
+    scores, offset = make(rng, keep)
+    scores = scores.astype(np.float32)
+    got = run(scores, keep, centre=centre)
+    for variance in lira.VARIANCES:
+        # Without the offset, which float64 takes off exactly, brute force has no digits to lose.
+        expected = brute_force(scores.astype(np.float64) - offset, keep, centre, variance)
+        for name, values in expected.items():
+            np.testing.assert_allclose(got[name], values, rtol=1e-6, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize("models", [4, 8, 16])

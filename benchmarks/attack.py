@@ -1,0 +1,222 @@
+"""Seconds and memory of the attack stage at the paper's size, against a loop over examples.
+
+    python benchmarks/attack.py
+
+N = 256 models in blocks of 2, E = 50,000 examples, Q = 18 views: a 0.9 GB float32 score file, read
+by memory map. Every model is a target, attacked by the 254 models outside its block. Measured, each
+in a process of its own, in turn, `--repeats` times:
+
+- `lira`: the six LiRA variants (online and offline; σ per example, global, pooled), whose targets
+  are 60 seconds and 4 GB of memory on 2 cores;
+- `stage`: all that attack.py does: every attack, ROC curves, bootstrap intervals, figures, files;
+- `loop`: the plain way, one Python step per target and example: pick the IN and OUT references, fit
+  mean and standard deviation, SciPy's densities. Two variants only (σ per example). It is timed on
+  `--loop-pairs` random pairs of target and example and scaled to all N·E pairs.
+
+Memory is the largest resident set (ru_maxrss), which counts pages of the mapped file that the
+system may drop at any time, and the largest part that is the process's own (RssAnon, sampled 20
+times a second). The scores are Gaussians of known means and spreads; the loop's own results are
+compared with the stage's, and the printed AUC with what the Gaussians give.
+
+    python benchmarks/attack.py --models 16 --examples 500 --queries 2 --repeats 1   # a trial
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import hardware
+import numpy as np
+from numpy.lib.format import open_memmap
+from scipy.stats import norm
+
+from lira_jax import attacking, membership
+from lira_jax.attacks import lira, references
+from lira_jax.config import AttackConfig
+from lira_jax.score_set import ScoreSet
+
+BLOCK = 2
+# Spread of a model's score on an example, and of its views around that; both in the example's unit.
+BETWEEN_MODELS, BETWEEN_VIEWS = 0.9, 0.45
+SHIFT = 1.0  # by which members are higher, in the same unit
+
+
+def make(folder: Path, models: int, examples: int, queries: int) -> None:
+    """Write `scores.npy` [N, E, Q] and `keep.npy` [N, E], unless they are there already."""
+    shape = (models, examples, queries)
+    path = folder / "scores.npy"
+    if path.exists() and np.load(path, mmap_mode="r").shape == shape:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    keep = membership.blocked_masks(0, models, examples, 1, BLOCK)
+    np.save(folder / "keep.npy", keep)
+    random = np.random.default_rng(0)
+    place = 3 * random.standard_normal((examples, 1), np.float32)
+    # Never so small that the attack's least σ, 1 % of the global one, would differ from the loop's.
+    unit = 0.5 + random.gamma(2.0, size=(examples, 1)).astype(np.float32)
+    scores = open_memmap(folder / "scores.tmp.npy", "w+", np.float32, shape)
+    for model in range(models):
+        noise = BETWEEN_MODELS * random.standard_normal((examples, 1), np.float32)
+        noise = noise + BETWEEN_VIEWS * random.standard_normal((examples, queries), np.float32)
+        scores[model] = place + unit * (noise + SHIFT * keep[model][:, np.newaxis])
+    scores.flush()
+    (folder / "scores.tmp.npy").rename(path)
+
+
+def read(folder: Path) -> ScoreSet:
+    scores = np.load(folder / "scores.npy", mmap_mode="r")
+    return ScoreSet(scores, np.load(folder / "keep.npy"), BLOCK, str(folder))
+
+
+def ideal_auc(queries: int) -> float:
+    """AUC of the online attack if every mean and spread were known."""
+    # Its score is then monotone in the mean over views, a Gaussian either way.
+    spread = np.sqrt(BETWEEN_MODELS**2 + BETWEEN_VIEWS**2 / queries)
+    return float(norm.cdf(SHIFT / spread / np.sqrt(2)))
+
+
+def refit(score_set: ScoreSet, target: int, example: int) -> tuple[float, float]:
+    """Online and offline score of one pair, σ per example, as a plain program computes them."""
+    scores, keep = score_set.scores, score_set.keep
+    left = np.arange(len(keep)) // BLOCK != target // BLOCK
+    inside = scores[left & keep[:, example], example].astype(np.float64)
+    outside = scores[left & ~keep[:, example], example].astype(np.float64)
+    own = scores[target, example].astype(np.float64)
+    mean_in, std_in = inside.mean(axis=0), inside.std(axis=0, ddof=1)
+    mean_out, std_out = outside.mean(axis=0), outside.std(axis=0, ddof=1)
+    online = norm.logpdf(own, mean_in, std_in) - norm.logpdf(own, mean_out, std_out)
+    return float(online.sum()), float(-norm.logsf(own, mean_out, std_out).sum())
+
+
+def loop(score_set: ScoreSet, pairs: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random pairs [P, 2] of target and example, and their two scores [P, 2]."""
+    random = np.random.default_rng(seed)
+    drawn = random.integers((0, 0), score_set.keep.shape, size=(pairs, 2))
+    return drawn, np.array([refit(score_set, *pair) for pair in drawn.tolist()])
+
+
+def own_memory(done: threading.Event, peak: list[int]) -> None:
+    """Keep in `peak` the largest RssAnon [kB] seen until `done`; 0 where /proc does not tell."""
+    status = Path("/proc/self/status")
+    while status.exists():
+        for text in status.read_text().splitlines():
+            if text.startswith("RssAnon:"):
+                peak[0] = max(peak[0], int(text.split()[1]))
+        if done.wait(0.05):
+            break
+
+
+def measure(task: str, folder: Path, pairs: int, seed: int) -> dict[str, float]:
+    """One task in this process: its seconds, memory and a check of what it computed."""
+    score_set = read(folder)
+    done, peak = threading.Event(), [0]
+    watch = threading.Thread(target=own_memory, args=(done, peak))
+    watch.start()
+    found: dict[str, float] = {}
+    start, start_cpu = time.perf_counter(), time.process_time()
+    if task == "lira":
+        result = lira.attack(score_set, references.find(score_set), AttackConfig())
+    elif task == "stage":
+        metrics = attacking.attack(
+            score_set, AttackConfig(), "leave-block-out", folder / "attack", progress=False
+        )
+    else:
+        loop(score_set, pairs, seed)
+    found |= {
+        "seconds": time.perf_counter() - start,
+        "cpu_seconds": time.process_time() - start_cpu,
+    }
+    done.set()
+    watch.join()
+    unit = 1 if sys.platform == "darwin" else 1024
+    found["rss"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    found["own"] = peak[0] * 1024
+    if task == "lira":
+        drawn, expected = loop(score_set, min(pairs, 500), seed)
+        names = ("lira-online", "lira-offline")
+        got = np.stack([result[name][tuple(drawn.T)] for name in names], axis=1)
+        found["error"] = float((np.abs(got - expected) / (1 + np.abs(expected))).max())
+    elif task == "stage":
+        found["auc"] = next(e["auc"] for e in metrics["attacks"] if e["name"] == "lira-online")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", type=int, default=256, help="N, a multiple of 2, at least 6")
+    parser.add_argument("--examples", type=int, default=50_000, help="E, a multiple of 2")
+    parser.add_argument("--queries", type=int, default=18, help="Q, views")
+    parser.add_argument("--repeats", type=int, default=3, help="of each task")
+    parser.add_argument("--loop-pairs", type=int, default=5_000, help="pairs the loop is timed on")
+    parser.add_argument("--dir", type=Path, help="keep the score file here, or use the one there")
+    parser.add_argument("--task", choices=("lira", "stage", "loop"), help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.task:  # a process of its own, started below
+        found = measure(options.task, options.dir, options.loop_pairs, options.seed)
+        print(json.dumps(found))
+        return
+    with tempfile.TemporaryDirectory(prefix="lira_jax_attack_") as temporary:
+        report(options, options.dir or Path(temporary))
+
+
+def report(options: argparse.Namespace, folder: Path) -> None:
+    """Make the file, run every task in turn, and print medians."""
+    print(hardware.line("numpy", "scipy"))
+    make(folder, options.models, options.examples, options.queries)
+    size = (folder / "scores.npy").stat().st_size
+    print(
+        f"N = {options.models}, E = {options.examples:,}, Q = {options.queries}: "
+        f"{size / 1e9:.2f} GB of scores; median (least–most) of {options.repeats}",
+        flush=True,
+    )
+    runs: dict[str, list[dict[str, float]]] = {"lira": [], "stage": [], "loop": []}
+    for repeat in range(options.repeats):
+        for task, found in runs.items():
+            command = [sys.executable, __file__, "--task", task, "--dir", str(folder)]
+            command += ["--loop-pairs", str(options.loop_pairs), "--seed", str(repeat)]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            found.append(json.loads(done.stdout.splitlines()[-1]))
+
+    pairs = options.models * options.examples
+    for found in runs["loop"]:
+        found["seconds"] *= pairs / options.loop_pairs
+        found["cpu_seconds"] *= pairs / options.loop_pairs
+    print(f"\n{'':6} {'seconds':>25} {'CPU seconds':>12} {'peak RSS':>9} {'its own':>9}")
+    for task, found in runs.items():
+        seconds = [one["seconds"] for one in found]
+        cpu = statistics.median(one["cpu_seconds"] for one in found)
+        rss, own = (max(one[key] for one in found) / 1e9 for key in ("rss", "own"))
+        text = f"{statistics.median(seconds):,.1f} ({min(seconds):,.1f}–{max(seconds):,.1f})"
+        print(f"{task:6} {text:>25} {cpu:12,.1f} {rss:6.2f} GB {own:6.2f} GB")
+
+    def ratio(key: str) -> float:
+        return statistics.median(
+            slow[key] / fast[key] for slow, fast in zip(runs["loop"], runs["lira"], strict=True)
+        )
+
+    print(
+        f"\nloop / lira: {ratio('seconds'):,.0f}× in seconds, {ratio('cpu_seconds'):,.0f}× in CPU "
+        f"seconds (the loop timed on {options.loop_pairs:,} of {pairs:,} pairs and scaled; it uses "
+        "one core and computes 2 of the 6 variants)"
+    )
+    print(
+        f"largest difference from the loop's scores: {max(r['error'] for r in runs['lira']):.1e} "
+        f"(relative above 1); lira-online AUC {runs['stage'][0]['auc']:.4f}, "
+        f"{ideal_auc(options.queries):.4f} if all means and spreads were known"
+    )
+
+
+if __name__ == "__main__":
+    main()

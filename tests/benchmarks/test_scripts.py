@@ -1,0 +1,59 @@
+"""Every benchmark runs at a toy size and prints its table. Nothing here looks at a time."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+needs_torch = pytest.mark.skipif(
+    importlib.util.find_spec("torch") is None, reason="PyTorch is not installed"
+)
+
+
+def run(script: str, *options: str) -> str:
+    done = subprocess.run(
+        [sys.executable, f"benchmarks/{script}", *options],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_attack(tmp_path):
+    size = ("--models", "16", "--examples", "300", "--queries", "2")
+    options = (*size, "--repeats", "1", "--loop-pairs", "50", "--dir", str(tmp_path))
+    text = run("attack.py", *options)
+    for word in ("N = 16, E = 300, Q = 2", "lira", "stage", "loop / lira:", "CPU seconds"):
+        assert word in text
+    assert (tmp_path / "attack/metrics.json").exists()
+    difference = text.partition("largest difference from the loop's scores: ")[2].split()[0]
+    assert float(difference) < 1e-6
+    written = (tmp_path / "scores.npy").stat().st_mtime_ns
+    run("attack.py", *options)
+    assert (tmp_path / "scores.npy").stat().st_mtime_ns == written  # the file is used again
+
+
+def test_score():
+    size = ("--images", "8", "--batches", "2", "4", "--repeats", "1")
+    text = run("score.py", "--cases", "digits", "--views", "1", "2", *size)
+    rows = [line.split()[:2] for line in text.splitlines()[3:]]
+    assert rows == [["digits", "1"], ["digits", "2"]]
+
+
+@needs_torch
+def test_end_to_end():
+    text = run(
+        "end_to_end.py", "--cases", "digits", "--models", "2", "--epochs", "1", "--repeats", "1"
+    )
+    assert "digits: 2 models, 1 epochs" in text
+    for word in ("lira_jax ", "PyTorch ", "lira_jax / PyTorch:"):
+        assert word in text
