@@ -1,5 +1,6 @@
 # make demo   train, score and attack 64 small networks on the digits images
 # make test   the test suite
+# make faults training and scoring killed 20 times each, and every other fault
 # make lint   ruff; make types: mypy
 #
 # PYTHON=python3.12 picks the interpreter, CUDA=12 or CUDA=13 a GPU build of JAX,
@@ -17,7 +18,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print(sys.implementation.cache_tag)
 STAMP := $(VENV)/.installed-$(VERSION)$(if $(CUDA),-cuda$(CUDA))
 RUN ?= runs/digits
 
-.PHONY: demo test lint types clean
+.PHONY: demo test faults lint types clean
 
 demo: $(STAMP)
 	$(BIN)/python train.py configs/digits.toml --run $(RUN)
@@ -26,6 +27,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+faults: $(STAMP)
+	LIRA_JAX_KILLS=20 $(BIN)/python -m pytest tests/test_faults.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
