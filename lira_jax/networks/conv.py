@@ -122,7 +122,9 @@ def _on_cpu(
     p = _columns_at_once(1, width, w) if stride == 1 else 1
     # For output column b of a block, the window's column t meets kernel column t − stride·b.
     taps = np.arange(w.shape[1] + (p - 1) * stride)[:, None] - stride * np.arange(p)
-    start = (padding[0], -padding[1][0])
+    top, left = padding[0][0], padding[1][0]
+    bottom = (y.shape[1] - 1) * strides[0] + w.shape[0] - x.shape[1] - top
+    start = ((top, bottom), -left)
     return _blockwise(x, w, taps, (strides[0], stride * p), start, width, precision)
 
 
@@ -225,7 +227,8 @@ def _blockwise(
         taps: int [T, p], the column of `w` that the window's column t has for column b of a block;
             outside of `w` means zero.
         strides: by which the window moves from row to row and from block to block.
-        start: padding of the rows; the input column where the first window begins.
+        start: padding of the rows, up to the end of the last window; the input column where the
+            first window begins.
         width: output columns.
     """
     length, p = taps.shape
@@ -254,8 +257,9 @@ def _spread(w: Float[Array, "kh kw I O"], taps: np.ndarray) -> Float[Array, "kh 
 def _cut(
     x: Float[Array, "B H W C"], padding: Padding, strides: tuple[int, int]
 ) -> tuple[Float[Array, "B h w C"], Padding]:
-    """Cut negative padding off, for which XLA:CPU may read past the array."""
-    # Less than one stride at the end moves no window.
+    """Cut negative padding off, for which XLA:CPU may read past the array; the last window is to
+    end with the padding."""
+    # Less than one stride more makes no window more.
     padding = tuple(
         (low, 0 if -stride < high < 0 else high)
         for (low, high), stride in zip(padding, strides, strict=True)
