@@ -86,8 +86,9 @@ def _backward(
         if _tiny(x, dy):
             _, pull_back = jax.vjp(lambda x, w: _dense(x, w, strides, padding, precision), x, w)
             return pull_back(dy)
-        dx = _input_gradient(dy, w, x.shape[1:3], strides, padding, precision)
-        return dx, _weight_gradient(x, dy, w.shape[:2], strides, padding, precision)
+        image, kernel = (x.shape[1], x.shape[2]), (w.shape[0], w.shape[1])
+        dx = _input_gradient(dy, w, image, strides, padding, precision)
+        return dx, _weight_gradient(x, dy, kernel, strides, padding, precision)
 
     def ordinary(x: Array, w: Array, dy: Array) -> tuple[Array, Array]:
         _, pull_back = jax.vjp(lambda x, w: _ordinary(x, w, strides, padding, precision), x, w)

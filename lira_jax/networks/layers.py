@@ -52,6 +52,8 @@ class BatchNorm(nnx.BatchNorm):
             var = jnp.maximum(jnp.mean(exact * exact, axis=(0, 1, 2)) - mean * mean, 0)
             for average, value in ((self.mean, mean), (self.var, var)):
                 average[...] = self.momentum * average[...] + (1 - self.momentum) * value
+        assert self.scale is not None
+        assert self.bias is not None
         a = self.scale[...] * lax.rsqrt(var + self.epsilon)
         return (exact * a + (self.bias[...] - mean * a)).astype(self.dtype)
 
