@@ -11,7 +11,8 @@ For each case (network/batch), on all CPU cores given to the process:
   layers, as people write it;
 - vmap: that step vectorised over models (their convolutions become one grouped convolution);
 - PyTorch eager, contiguous and channels_last: the same network, optimiser, moving average and data
-  (fused SGD, all threads).
+  (fused SGD, all threads); at stride 2 it pads all sides by 1, as people write it there, where
+  SAME pads two sides.
 
 Printed are medians in ms per model-step (wall time over models × steps), the FLOP/s of convolutions
 and dense layers (3 × forward) and their share of this machine's rate in a 2048² matrix product.
