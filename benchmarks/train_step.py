@@ -1,0 +1,400 @@
+"""Time of one training step of one shadow model: this engine against the alternatives.
+
+    python benchmarks/train_step.py
+    python benchmarks/train_step.py --cases resnet8/64 digits-w8/32 --repeats 9
+
+For each case (network/batch), on all CPU cores given to the process:
+
+- engine: `training.programs` as `train.py` runs it, one model per host device at the default width;
+  shuffle, gather, optimiser, moving average and log included, augmentation off;
+- Python loop: the same step function jitted and called for one model at a time, with Flax's own
+  layers, as people write it;
+- vmap: that step vectorised over models (their convolutions become one grouped convolution);
+- PyTorch eager, contiguous and channels_last: the same network, optimiser, moving average and data
+  (fused SGD, all threads); at stride 2 it pads all sides by 1, as people write it there, where
+  SAME pads two sides.
+
+Printed are medians in ms per model-step (wall time over models × steps), the FLOP/s of convolutions
+and dense layers (3 × forward) and their share of this machine's rate in a 2048² matrix product.
+All of these are measured in turn within each repetition, since machines change their speed.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from flax import nnx
+from jax import lax
+
+from lira_jax import ensemble, networks, optimization, training
+from lira_jax.checkpoints import Group
+from lira_jax.config import Experiment, NetworkConfig, TrainConfig
+from lira_jax.networks import Network, layers
+from lira_jax.views import plain
+
+Rounds = Callable[[], float]
+"""Runs some steps and returns the seconds per model-step."""
+
+# A method that would take longer than this for one case is left out [s].
+PATIENCE = 60.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network on images [H, W, C] of 10 classes, with one batch size."""
+
+    network: NetworkConfig
+    image_shape: tuple[int, int, int]
+    batch: int
+
+
+_NETWORKS = {
+    "digits-w8": (NetworkConfig("resnet", 8, 8), (8, 8, 1), (32, 64, 256)),
+    "digits-w16": (NetworkConfig("resnet", 8, 16), (8, 8, 1), (32, 64, 256)),
+    "resnet8": (NetworkConfig("resnet", 8, 16), (32, 32, 3), (64, 256)),
+    "resnet20": (NetworkConfig("resnet", 20, 16), (32, 32, 3), (64, 256)),
+    "wrn28_2": (NetworkConfig("wide_resnet", 28, 2), (32, 32, 3), (64, 256)),
+}
+CASES = {
+    f"{name}/{batch}": Case(network, shape, batch)
+    for name, (network, shape, batches) in _NETWORKS.items()
+    for batch in batches
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to time.
+
+    Attributes:
+        cases: Network/batch, of those in `CASES`; default all.
+        repeats: Repetitions, of which the median is printed.
+    """
+
+    cases: tuple[str, ...] = tuple(CASES)
+    repeats: int = 5
+
+
+def experiment_of(case: Case, models: int) -> Experiment:
+    """SGD with momentum, weight decay and moving average, without augmentation."""
+    train = TrainConfig(
+        models=models, batch_size=case.batch, ema=0.99, mirror=False, shift=0, eval_examples=1
+    )
+    return Experiment(network=case.network, train=train)
+
+
+def synthetic(case: Case, models: int, steps: int) -> training.Candidates:
+    """Random images and labels; every model has its own `steps` batches of members."""
+    random = np.random.default_rng(0)
+    examples = 2 * steps * case.batch
+    keep = np.zeros((models, examples), bool)
+    for row in keep:
+        row[random.permutation(examples)[: examples // 2]] = True
+    return training.Candidates(
+        images=random.integers(0, 256, (examples, *case.image_shape), np.uint8),
+        labels=random.integers(0, 10, examples).astype(np.int32),
+        classes=10,
+        keep=keep,
+        digest="",
+        available=examples,
+    )
+
+
+def ordinary_network(case: Case) -> Network:
+    """The same network of Flax's own layers."""
+    with (
+        mock.patch.object(layers, "conv_general_dilated", lax.conv_general_dilated),
+        mock.patch.object(layers, "BatchNorm", nnx.BatchNorm),
+    ):
+        return networks.build(case.network, case.image_shape, 10)
+
+
+def flops(network: Network, case: Case) -> float:
+    """Of one training step: three times the multiplications and additions of all convolutions and
+    dense layers (forward, gradient of the input, gradient of the weights)."""
+
+    def count(jaxpr: Any) -> float:
+        total = 0.0
+        for equation in jaxpr.eqns:
+            name = equation.primitive.name
+            if name in ("conv_general_dilated", "dot_general"):
+                kernel = equation.invars[1].aval.shape
+                total += 2 * np.prod(equation.outvars[0].aval.shape) * np.prod(kernel[:-1])
+            for inner in jax.tree.leaves(
+                list(equation.params.values()), is_leaf=lambda p: hasattr(p, "eqns")
+            ):
+                inner = getattr(inner, "jaxpr", inner)
+                total += count(inner) if hasattr(inner, "eqns") else 0.0
+        return total
+
+    variables = jax.eval_shape(network.init, jax.random.key(0))
+    images = jax.ShapeDtypeStruct((case.batch, *case.image_shape), jnp.float32)
+    return 3 * count(jax.make_jaxpr(network.apply)(variables, images).jaxpr)
+
+
+def matmul_rate(size: int = 2048) -> Callable[[], float]:
+    """A function that measures the FLOP/s of one large float32 matrix product."""
+    a = jax.random.normal(jax.random.key(0), (size, size))
+    product = jax.jit(jnp.matmul)
+    product(a, a).block_until_ready()
+
+    def measure() -> float:
+        start = time.perf_counter()
+        product(a, a).block_until_ready()
+        return 2 * size**3 / (time.perf_counter() - start)
+
+    return measure
+
+
+def engine(case: Case, steps: int) -> Rounds:
+    """One epoch of one group, as stage 1 dispatches it."""
+    mesh = ensemble.models_mesh()
+    models = ensemble.group_size(0, mesh)
+    experiment = experiment_of(case, models)
+    data = synthetic(case, models, steps)
+    on_mesh = training.programs(experiment, data, mesh)
+    inputs = training.group_inputs(experiment, data.keep, Group(0, models - 1), mesh)
+    held = [(on_mesh.begin(inputs["number"]), inputs)]
+
+    def run() -> float:
+        start = time.perf_counter()
+        held[0], metrics = on_mesh.advance(held[0], np.int32(1))
+        ensemble.on_host(metrics, models)
+        return (time.perf_counter() - start) / (steps * models)
+
+    run()
+    return run
+
+
+def python_loop(case: Case, steps: int, models: int = 0) -> Rounds:
+    """One jitted step per call; of one model, or of several with `vmap`."""
+    network = ordinary_network(case)
+    experiment = experiment_of(case, 2)
+    data = synthetic(case, 1, steps)
+    total = training.total_steps(experiment, int(data.keep[0].sum()))
+    train_step = optimization.train_step(network, experiment.train, total)
+    images, labels = jnp.asarray(data.images), jnp.asarray(data.labels)
+
+    def step(state: Any, index: Any) -> Any:
+        return train_step(state, plain(images, index), labels[index], jax.random.key(0))
+
+    def begin(key: Any) -> Any:
+        return optimization.new_state(key, network, experiment.train, total)
+
+    order = np.flatnonzero(data.keep[0]).astype(np.int32).reshape(steps, case.batch)
+    keys = jax.random.split(jax.random.key(0), models or 1)
+    if models:
+        call = jax.jit(jax.vmap(step), donate_argnums=0)
+        held = [jax.jit(jax.vmap(begin))(keys)]
+        order = np.repeat(order[:, None], models, axis=1)
+    else:
+        call = jax.jit(step, donate_argnums=0)
+        held = [jax.jit(begin)(keys[0])]
+
+    def run(indices: np.ndarray = order) -> float:
+        start = time.perf_counter()
+        for index in indices:
+            held[0], loss = call(held[0], index)
+        jax.block_until_ready((held[0], loss))
+        return (time.perf_counter() - start) / (len(indices) * (models or 1))
+
+    run(order[:1])
+    return run
+
+
+def torch_network(case: Case) -> Any:
+    """The networks of `lira_jax.networks`, attribute by attribute, in PyTorch."""
+    import torch
+    import torch.nn.functional as F
+    from torch import nn
+
+    def conv(n_in: int, n_out: int, kernel: int = 3, stride: int = 1) -> nn.Module:
+        layer = nn.Conv2d(n_in, n_out, kernel, stride, kernel // 2, bias=False)
+        nn.init.kaiming_normal_(layer.weight)
+        return layer
+
+    class BasicBlock(nn.Module):
+        def __init__(self, n_in: int, n_out: int, stride: int):
+            super().__init__()
+            self.conv1, self.norm1 = conv(n_in, n_out, 3, stride), nn.BatchNorm2d(n_out)
+            self.conv2, self.norm2 = conv(n_out, n_out), nn.BatchNorm2d(n_out)
+            self.stride, self.new = stride, n_out - n_in
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
+            if self.new:
+                x = x[:, :, :: self.stride, :: self.stride]
+                x = F.pad(x, (0, 0, 0, 0, self.new // 2, self.new - self.new // 2))
+            return F.relu(x + y)
+
+    class PreActivationBlock(nn.Module):
+        def __init__(self, n_in: int, n_out: int, stride: int):
+            super().__init__()
+            self.norm1, self.conv1 = nn.BatchNorm2d(n_in), conv(n_in, n_out, 3, stride)
+            self.norm2, self.conv2 = nn.BatchNorm2d(n_out), conv(n_out, n_out)
+            project = n_in != n_out or stride != 1
+            self.projection = conv(n_in, n_out, 1, stride) if project else None
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = F.relu(self.norm1(x))
+            shortcut = x if self.projection is None else self.projection(y)
+            return shortcut + self.conv2(F.relu(self.norm2(self.conv1(y))))
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            wide = case.network.arch == "wide_resnet"
+            n_in = 16 if wide else case.network.width
+            first = n_in * case.network.width if wide else n_in
+            self.stem = conv(case.image_shape[2], n_in)
+            block, per_group = PreActivationBlock if wide else BasicBlock, case.network.depth // 6
+            if wide:
+                per_group = (case.network.depth - 4) // 6
+            blocks = []
+            for group, stride in enumerate((1, 2, 2)):
+                for index in range(per_group):
+                    n_out = first * 2**group
+                    blocks.append(block(n_in, n_out, stride if index == 0 else 1))
+                    n_in = n_out
+            self.blocks = nn.ModuleList(blocks)
+            self.norm = nn.BatchNorm2d(n_in if wide else first)
+            self.dense = nn.Linear(n_in, 10)
+            self.wide = wide
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.stem(x)
+            x = x if self.wide else F.relu(self.norm(x))
+            for block in self.blocks:
+                x = block(x)
+            x = F.relu(self.norm(x)) if self.wide else x
+            return self.dense(x.mean((2, 3)))
+
+    return Net()
+
+
+def torch_eager(case: Case, steps: int, channels_last: bool) -> Rounds:
+    """PyTorch's eager training loop with the same optimiser and moving average."""
+    import torch
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    model = torch_network(case).to(memory_format=layout)
+    config = experiment_of(case, 2).train
+    kernels = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim == 1]
+    groups = [
+        {"params": kernels, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    sgd = torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, fused=True)
+    data = synthetic(case, 1, steps)
+    images = torch.from_numpy(np.ascontiguousarray(data.images.transpose(0, 3, 1, 2)))
+    images = images.to(memory_format=layout)
+    labels = torch.from_numpy(data.labels.astype(np.int64))
+    order = torch.from_numpy(np.flatnonzero(data.keep[0]).reshape(steps, case.batch))
+    real = [v for v in model.state_dict().values() if v.is_floating_point()]
+    averages = [torch.zeros_like(value) for value in real]
+    rate = optimization.paper_schedule(config.learning_rate, 10**6)
+    rates = [float(rate(step)) for step in range(steps)]
+
+    def run(indices: torch.Tensor = order) -> float:
+        start = time.perf_counter()
+        for index, rate in zip(indices, rates, strict=False):
+            for group in sgd.param_groups:
+                group["lr"] = rate
+            x = images[index].to(torch.float32, memory_format=layout) / 127.5 - 1.0
+            sgd.zero_grad(set_to_none=True)
+            torch.nn.functional.cross_entropy(model(x), labels[index]).backward()
+            sgd.step()
+            torch._foreach_lerp_(averages, real, 1 - config.ema)
+        return (time.perf_counter() - start) / len(indices)
+
+    run(order[:2])
+    return run
+
+
+def methods(case: Case, steps: int, vectorised: int) -> dict[str, Callable[[], Rounds]]:
+    """How to begin each way of training, `vmap` with this many models; engine first."""
+    found: dict[str, Callable[[], Rounds]] = {
+        "engine": lambda: engine(case, steps),
+        "Python loop": lambda: python_loop(case, steps),
+        "vmap": lambda: python_loop(case, 1, models=vectorised),
+    }
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        print("PyTorch is not installed: left out (pip install torch)")
+        return found
+    found["PyTorch contiguous"] = lambda: torch_eager(case, steps, False)
+    found["PyTorch channels_last"] = lambda: torch_eager(case, steps, True)
+    return found
+
+
+def time_case(name: str, case: Case, repeats: int) -> dict[str, float]:
+    """Print one case's table; returns median seconds per model-step by method."""
+    work = flops(ordinary_network(case), case)
+    steps = int(np.clip(4e10 / work, 2, 64))
+    vectorised = int(np.clip(4e10 / work, 2, 8))
+    rounds: dict[str, Rounds] = {}
+    first: dict[str, float] = {}
+    for method, begin in methods(case, steps, vectorised).items():
+        # Plain vmap takes about ten times as long as the engine.
+        expected = 10 * vectorised * first["engine"] * (2 + repeats) if method == "vmap" else 0.0
+        if expected > PATIENCE:
+            print(f"{name}: {method} left out, it would take about {expected:.0f} s")
+            continue
+        rounds[method] = begin()
+        first[method] = rounds[method]()
+    measure = matmul_rate()
+    seconds: dict[str, list[float]] = {method: [] for method in rounds}
+    rates = []
+    for _ in range(repeats):
+        rates.append(measure())
+        for method, run in rounds.items():
+            seconds[method].append(run())
+    peak = statistics.median(rates)
+    medians = {method: statistics.median(values) for method, values in seconds.items()}
+    print(
+        f"\n{name}: {work / 1e9:.2f} GFLOP per model-step; "
+        f"2048² matrix product {peak / 1e9:.0f} GFLOP/s"
+    )
+    print(f"{'':24}{'ms':>10}{'GFLOP/s':>10}{'share':>8}{'engine is':>16}")
+    for method, median in medians.items():
+        rate, ratio = work / median, median / medians["engine"]
+        line = f"  {method:22}{1e3 * median:10.2f}{rate / 1e9:10.1f}{rate / peak:8.0%}"
+        print(line + ("" if method == "engine" else f"{ratio:9.2f}× as fast"), flush=True)
+    return medians
+
+
+def main(options: Options) -> None:
+    """Time the cases one after another."""
+    unknown = [name for name in options.cases if name not in CASES]
+    if unknown:
+        sys.exit(f"error: --cases {unknown[0]}: choose of {', '.join(CASES)}")
+    ensemble.use_all_cpu_cores()
+    print(
+        f"JAX {jax.__version__}, {len(jax.devices())} host devices, {options.repeats} repetitions"
+    )
+    for name in options.cases:
+        time_case(name, CASES[name], options.repeats)
+        jax.clear_caches()
+        gc.collect()
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
