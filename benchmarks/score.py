@@ -155,7 +155,7 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=7)
     options = parser.parse_args()
-    ensemble.use_all_cpu_cores()
+    ensemble.set_up("0/1")
     devices = jax.devices()
     print(hardware.line("jax", "flax", "numpy"))
     print(f"{len(devices)} × {devices[0].device_kind}; medians of {options.repeats}")

@@ -173,8 +173,8 @@ def engine(case: Case, steps: int) -> Rounds:
 
     def run() -> float:
         start = time.perf_counter()
-        held[0], metrics = on_mesh.advance(held[0], np.int32(1))
-        ensemble.on_host(metrics, models)
+        held[0] = on_mesh.advance(held[0], np.int32(0), np.int32(steps))
+        ensemble.on_host(on_mesh.metrics(held[0]), models)
         return (time.perf_counter() - start) / (steps * models)
 
     run()
@@ -386,7 +386,7 @@ def main(options: Options) -> None:
     unknown = [name for name in options.cases if name not in CASES]
     if unknown:
         sys.exit(f"error: --cases {unknown[0]}: choose of {', '.join(CASES)}")
-    ensemble.use_all_cpu_cores()
+    ensemble.set_up("0/1")
     print(
         f"JAX {jax.__version__}, {len(jax.devices())} host devices, {options.repeats} repetitions"
     )
