@@ -18,14 +18,17 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """Whether a signal has asked for the end; the second Ctrl-C ends at once."""
+    """Whether a signal has asked for the end; a further Ctrl-C ends at once, a further SIGTERM,
+    which clusters send, changes nothing."""
 
     signum: int = 0
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         del frame
         if self.signum:
-            raise KeyboardInterrupt
+            if signum == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
         self.signum = signum
         text = "stopping at the next safe point; Ctrl-C again stops at once, unsaved"
         print(text, file=sys.stderr, flush=True)

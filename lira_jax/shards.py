@@ -67,8 +67,14 @@ def _from_cluster(environment: Mapping[str, str]) -> Shard:
     index, count = 0, 1
     if "SLURM_ARRAY_TASK_ID" in environment:
         count = number("SLURM_ARRAY_TASK_COUNT")
+        first, last = number("SLURM_ARRAY_TASK_MIN"), number("SLURM_ARRAY_TASK_MAX")
         step = number("SLURM_ARRAY_TASK_STEP", 1) or 1
-        index = (number("SLURM_ARRAY_TASK_ID") - number("SLURM_ARRAY_TASK_MIN", 0)) // step
+        if (last - first) // step + 1 != count:  # such as 3,7: two tasks, not shares 3 and 7 of 8
+            raise InputError(
+                f"--shard auto: {count} array tasks numbered {first} to {last} have gaps; submit "
+                "the whole array again (what is finished ends at once), or give --shard i/n"
+            )
+        index = (number("SLURM_ARRAY_TASK_ID") - first) // step
     # Only srun sets the first of these; the batch script itself is process 0 of nothing.
     if "SLURM_STEP_NUM_TASKS" in environment:
         tasks = number("SLURM_STEP_NUM_TASKS")

@@ -165,6 +165,8 @@ def test_the_second_of_two_processes_on_the_same_models_refuses(start, tmp_path)
             f"{'0–3' if shard == '0/1' else '2–3'}; wait for it or stop it\n"
         )
     first.terminate()
+    time.sleep(0.05)
+    first.terminate()  # as Slurm does at the end of the grace time
     _, err = first.communicate(timeout=SECONDS)
     assert first.returncode == 143
     [group] = checkpoints.saved_groups(run)
@@ -189,7 +191,11 @@ def test_three_shards_as_three_processes_make_the_run_of_one(made, start, tmp_pa
 
 def test_a_slurm_array_and_a_kubernetes_job_are_shards(made, start, tmp_path):
     run = tmp_path / "run"
-    slurm = {"SLURM_ARRAY_TASK_COUNT": "2", "SLURM_ARRAY_TASK_MIN": "0"}
+    slurm = {
+        "SLURM_ARRAY_TASK_COUNT": "2",
+        "SLURM_ARRAY_TASK_MIN": "0",
+        "SLURM_ARRAY_TASK_MAX": "1",
+    }
     tasks = [
         start("train", run, "--shard", "auto", **slurm, SLURM_ARRAY_TASK_ID=str(index))
         for index in range(2)

@@ -31,6 +31,7 @@ ARRAY = {
     "SLURM_ARRAY_TASK_ID": "5",
     "SLURM_ARRAY_TASK_COUNT": "8",
     "SLURM_ARRAY_TASK_MIN": "0",
+    "SLURM_ARRAY_TASK_MAX": "7",
     "SLURM_ARRAY_TASK_STEP": "1",
 }
 STEP = {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "4"}
@@ -40,7 +41,7 @@ STEP = {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "4"}
     ("environment", "shard"),
     [
         (ARRAY, Shard(5, 8)),
-        (ARRAY | {"SLURM_ARRAY_TASK_MIN": "1"}, Shard(4, 8)),
+        (ARRAY | {"SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_MAX": "8"}, Shard(4, 8)),
         (
             ARRAY | {"SLURM_ARRAY_TASK_STEP": "5", "SLURM_ARRAY_TASK_COUNT": "2"},
             Shard(1, 2),
@@ -64,7 +65,13 @@ def test_auto_reads_the_place_among_a_clusters_processes(environment, shard):
         ({"JOB_COMPLETION_INDEX": "2"}, "JOB_COMPLETIONS = ''"),
         ({"JOB_COMPLETION_INDEX": "two", "JOB_COMPLETIONS": "4"}, "JOB_COMPLETION_INDEX = 'two'"),
         ({"JOB_COMPLETION_INDEX": "4", "JOB_COMPLETIONS": "4"}, "process 4 of 4"),
-        (ARRAY | {"SLURM_ARRAY_TASK_COUNT": "2"}, "process 5 of 2"),
+        (ARRAY | {"SLURM_ARRAY_TASK_ID": "9"}, "process 9 of 8"),
+        (
+            ARRAY
+            | {"SLURM_ARRAY_TASK_COUNT": "2", "SLURM_ARRAY_TASK_MIN": "3"}
+            | {"SLURM_ARRAY_TASK_ID": "3"},
+            "2 array tasks numbered 3 to 7 have gaps",
+        ),
     ],
 )
 def test_auto_refuses_an_environment_it_cannot_read(environment, said):
