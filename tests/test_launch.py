@@ -141,7 +141,7 @@ def array_variables() -> list[dict[str, str]]:
             "SLURM_ARRAY_TASK_ID": str(index),
             "SLURM_ARRAY_TASK_COUNT": str(last - first + 1),
             "SLURM_ARRAY_TASK_MIN": str(first),
-            "SLURM_ARRAY_TASK_MAX": str(first + 7),
+            "SLURM_ARRAY_TASK_MAX": str(last),
             "SLURM_ARRAY_TASK_STEP": "1",
             "SLURM_CPUS_PER_TASK": "4",
         }
