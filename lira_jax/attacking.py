@@ -21,7 +21,7 @@ from lira_jax.errors import InputError
 from lira_jax.evaluation import FPRS, Roc
 from lira_jax.figures import roc_figure
 from lira_jax.score_set import ScoreSet, check
-from lira_jax.storage import write_text, write_whole
+from lira_jax.storage import is_remote, write_text, write_whole
 
 # Fewer expected false positives than this behind a TPR, and the output marks it.
 FEW_FALSE_POSITIVES = 10
@@ -138,7 +138,9 @@ def _entry(
 
 
 def _prepare(out: Path) -> None:
-    """Make the folders, or say why not."""
+    """Make the folders, or say why not. An object store has none."""
+    if is_remote(out):
+        return
     try:
         (out / "figures").mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -21,7 +21,7 @@ import numpy as np
 
 from lira_jax.errors import InputError
 from lira_jax.run_dir import CHECKPOINTS, as_ranges
-from lira_jax.storage import read_checked, remove, write_checked
+from lira_jax.storage import names, read_checked, remove, write_checked
 
 _NAME = re.compile(r"models_(\d+)-(\d+)_step_(\d+)\.npz")
 
@@ -53,9 +53,8 @@ def _path(run: Path, group: Group) -> Path:
 
 def _files(run: Path) -> list[Group]:
     """A group for every checkpoint file, in order of models and steps."""
-    root = run / CHECKPOINTS
-    names = [path.name for path in root.iterdir()] if root.is_dir() else []
-    return sorted(Group(*map(int, m.groups())) for m in map(_NAME.fullmatch, names) if m)
+    found = map(_NAME.fullmatch, names(run / CHECKPOINTS))
+    return sorted(Group(*map(int, match.groups())) for match in found if match)
 
 
 def saved_groups(run: Path) -> list[Group]:

@@ -23,7 +23,7 @@ from lira_jax import storage
 from lira_jax.config import Experiment, keep_fraction
 from lira_jax.errors import InputError
 from lira_jax.score_set import ScoreSet
-from lira_jax.storage import read_array, remove, write_array, write_rows, write_text
+from lira_jax.storage import names, read_array, remove, write_array, write_rows, write_text
 
 CONFIG = "config.toml"
 KEEP = "keep.npy"
@@ -133,7 +133,7 @@ def prepare(
                 f"{run}: the data have changed since this run began (digest {digest[:12]}… before, "
                 f"{versions['data_digest'][:12]}… now); restore them or use another --run folder"
             )
-    elif run.exists() and any(not path.name.startswith(".") for path in run.iterdir()):
+    elif any(not name.startswith(".") for name in names(run)):
         raise InputError(
             f"{run}: is not empty and holds no run (no {CONFIG}); give --run a new folder"
         )
@@ -182,8 +182,8 @@ def read_log(run: Path) -> list[dict[str, Any]]:
         InputError: a line that training did not write.
     """
     folder = run / TRAIN_LOG
-    paths = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [record for path in paths if path.suffix == ".jsonl" for record in read_log_file(path)]
+    paths = [folder / name for name in names(folder) if name.endswith(".jsonl")]
+    return [record for path in paths for record in read_log_file(path)]
 
 
 def read_log_file(path: Path) -> list[dict[str, Any]]:
@@ -217,9 +217,8 @@ _PART = re.compile(r"scores_(\d+)-(\d+)\.npy")
 
 def _parts(run: Path) -> list[tuple[int, int]]:
     """First and last model of each part of the scores."""
-    folder = run / SCORE_PARTS
-    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    return [(int(m[1]), int(m[2])) for m in map(_PART.fullmatch, names) if m]
+    found = map(_PART.fullmatch, names(run / SCORE_PARTS))
+    return [(int(match[1]), int(match[2])) for match in found if match]
 
 
 def _part(run: Path, kind: str, first: int, last: int) -> Path:

@@ -2,7 +2,8 @@
 
 Every file is written beside its place and moved there, so that a kill at any moment leaves the old
 file or the new one. An array ends in a checksum of all that comes before it; `numpy.load` does not
-mind. A folder may be `gs://bucket/…` where `etils.epath` and gcsfs allow it. No JAX.
+mind. A folder may be in Google's object store, `gs://bucket/…`, where an object appears whole, once
+it is uploaded. No JAX.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 import errno
 import glob
 import hashlib
+import logging
 import os
 import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -32,27 +34,59 @@ def as_path(text: str | Path) -> Path:
     """A path from the command line: a local one, or `gs://bucket/…` as an `etils.epath` path.
 
     Raises:
-        InputError: an object store for which a package is missing.
+        InputError: another kind of store, a missing package, or a store that does not answer.
     """
-    if "://" not in str(text):
+    scheme, separator, rest = str(text).partition("://")
+    if not separator:
         return Path(text)
+    if scheme != "gs" or not rest.strip("/"):
+        raise InputError(f"{text}: give a path on a disk, or gs://BUCKET/FOLDER")
+    # Not through TensorFlow where that is installed: one way to reach the store.
+    os.environ["EPATH_USE_TF"] = "false"
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # what it logs, it raises too
     try:
+        import fsspec
         from etils import epath
 
+        # Other processes write there too: ask the store each time.
+        fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
         path = epath.Path(text)
         path.exists()
-    # Object stores fail in their own ways: a missing package, no such bucket, no right to read.
+    except ImportError as error:
+        raise InputError(f"{text}: {error}; pip install 'etils[epath-gcs]'") from None
+    # Stores fail in ways of their own: no answer, no credentials, no right to read.
     except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(
-            f"{text}: cannot be reached ({reason}); see docs/cluster.md for what object stores need"
+            f"{text}: cannot be reached ({_reason(error)}); docs/cluster.md says what it needs"
         ) from None
     return cast(Path, path)
 
 
 def is_remote(path: Path) -> bool:
-    """Whether a path lies in an object store: no locks, no memory maps, no renaming."""
+    """Whether a path lies in an object store: no folders, locks, memory maps or renaming."""
     return not isinstance(path, Path)
+
+
+def _store(path: Path) -> tuple[Any, str]:
+    """The file system of an object, and its name there."""
+    import fsspec
+
+    return fsspec.core.url_to_fs(os.fspath(path))
+
+
+def _reason(error: Exception) -> str:
+    """An object store's error, short enough for a message."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def names(folder: Path) -> list[str]:
+    """The names of what a folder holds, in order; none if there is no such folder."""
+    try:
+        found = sorted(path.name for path in folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    # A store's web page makes an empty object for a folder, which is listed within it.
+    return [name for name in found if name != folder.name] if is_remote(folder) else found
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
@@ -65,16 +99,20 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     Raises:
         InputError: the folder cannot be made, or the file not written.
     """
+    if is_remote(path):
+        with tempfile.TemporaryDirectory(prefix="lira_jax_") as folder:
+            local = Path(folder) / path.name
+            write_whole(local, write)
+            store, name = _store(path)
+            try:
+                store.put_file(str(local), name)
+            except FileNotFoundError:
+                raise cannot_write(path, "no such bucket") from None
+            except Exception as error:
+                raise cannot_write(path, _reason(error)) from None
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if is_remote(path):
-            # An object appears whole when it is closed, even by an error: so first write it here.
-            with tempfile.TemporaryDirectory(prefix="lira_jax_") as folder:
-                beside = Path(folder) / path.name
-                with beside.open("w+b") as file:
-                    write(file)
-                type(path)(beside).copy(path, overwrite=True)  # type: ignore[attr-defined]
-            return
         beside = path.with_name(f".{socket.gethostname()}-{os.getpid()}-{path.name}")
         try:
             with beside.open("w+b") as file:
@@ -142,11 +180,17 @@ def read_checked(path: Path, remedy: str) -> bytes:
 
     Raises:
         InputError: missing, truncated or changed.
+        OSError: an object store that does not give it.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}); {remedy}") from None
+    if is_remote(path):
+        with _reading(path, remedy):
+            content = path.read_bytes()
+    else:
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            reason = error.strerror or error
+            raise InputError(f"{path}: cannot be read ({reason}); {remedy}") from None
     trailer = _MARK + hashlib.sha256(content[:-_TRAILER]).hexdigest().encode() + b"\n"
     if content[-_TRAILER:] != trailer:
         raise InputError(
@@ -187,6 +231,7 @@ def read_array(path: Path, dtype: Any, shape: Sequence[int | None], remedy: str)
 
     Raises:
         InputError: missing, truncated, changed or foreign file, another dtype or shape.
+        OSError: an object store that does not give it.
     """
     if is_remote(path):
         return _read_remote(path, dtype, shape, remedy)
@@ -231,14 +276,24 @@ def _is_as_written(path: Path, array: np.memmap) -> bool:
         return file.read() == _MARK + digest.hexdigest().encode() + b"\n"
 
 
+@contextmanager
+def _reading(path: Path, remedy: str) -> Iterator[None]:
+    """Tell an object that is missing from a store that fails, which must not pass for damage."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; {remedy}") from None
+    except Exception as error:
+        raise OSError(errno.EIO, f"cannot be read ({_reason(error)})", str(path)) from None
+
+
 def _read_remote(path: Path, dtype: Any, shape: Sequence[int | None], remedy: str) -> np.ndarray:
     """Read through a local copy, which is gone from the folder, not the disk, while mapped."""
-    if not path.exists():
-        raise InputError(f"{path}: no such file; {remedy}")
+    store, name = _store(path)
     with tempfile.TemporaryDirectory(prefix="lira_jax_") as folder:
         local = Path(folder) / path.name
-        with path.open("rb") as source, local.open("wb") as target:
-            shutil.copyfileobj(source, target, _COPY)
+        with _reading(path, remedy):
+            store.get_file(name, str(local))
         try:
             return read_array(local, dtype, shape, remedy)
         except InputError as error:
@@ -247,10 +302,13 @@ def _read_remote(path: Path, dtype: Any, shape: Sequence[int | None], remedy: st
 
 def remove(path: Path) -> None:
     """Remove a file or a folder with all it holds, if it is there."""
-    if path.is_dir():
-        shutil.rmtree(path) if not is_remote(path) else path.rmtree()  # type: ignore[attr-defined]
-    else:
-        path.unlink(missing_ok=True)
+    with suppress(FileNotFoundError):  # another process may be removing it too
+        if not path.is_dir():
+            path.unlink()
+        elif is_remote(path):
+            path.rmtree()  # type: ignore[attr-defined]
+        else:
+            shutil.rmtree(path)
 
 
 @contextmanager

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from etils.epath import backend, gpath
+from fsspec.registry import _registry
 
 from lira_jax.config import DataConfig, Experiment, NetworkConfig, ScoreConfig, TrainConfig
 from lira_jax.errors import InputError
+from tests.object_store import ObjectStore
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -35,6 +39,28 @@ def tiny() -> Experiment:
         train=TrainConfig(models=2, epochs=4, batch_size=12, shift=1, ema=0.9, eval_examples=16),
         score=ScoreConfig(views=2, batch_size=50),
     )
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bytes]]:
+    """The objects of an empty object store that `gs://` paths lead to."""
+    monkeypatch.setenv("EPATH_USE_TF", "false")
+    for name in ObjectStore.protocol:
+        monkeypatch.setitem(_registry, name, ObjectStore)
+    monkeypatch.setattr(ObjectStore, "objects", {})
+    with fresh_epath():
+        yield ObjectStore.objects
+
+
+@contextmanager
+def fresh_epath() -> Iterator[None]:
+    """Let `etils.epath` find its file systems anew, here and afterwards."""
+    found = (gpath._is_tf_installed, backend.fsspec_backend._get_filesystem)
+    for cached in found:
+        cached.cache_clear()
+    yield
+    for cached in found:
+        cached.cache_clear()
 
 
 def with_train(experiment: Experiment, **changes: object) -> Experiment:

@@ -29,6 +29,7 @@ from lira_jax import checkpoints, config, datasets, ensemble, run_dir, scoring, 
 from lira_jax.command_line import positional, run_stage, value_of
 from lira_jax.config import Experiment
 from lira_jax.progress import Progress
+from lira_jax.storage import as_path
 from tests.conftest import files_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -614,6 +615,40 @@ def script(name, *words):
         [sys.executable, f"{name}.py", *map(str, words)],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
+
+
+def test_a_run_in_an_object_store_is_bitwise_that_on_a_disk(
+    call, store, made, toml, tmp_path, monkeypatch
+):
+    run = as_path("gs://bucket/some/run")
+    first, second = (["--run", run, "--shard", f"{shard}/2"] for shard in range(2))
+    monkeypatch.setattr(training, "DISPATCH_SECONDS", 0.0)
+    with monkeypatch.context() as patch:
+        signal_at(patch, 6, signal.SIGTERM)
+        assert call(train, toml, *first).code == 143
+    assert checkpoints.saved_groups(run) == [checkpoints.Group(0, 1, 7)]
+    assert call(train, *first).code == 0
+    assert call(score, *first).code == 0
+    message = "not scored yet; run python score.py --run gs://bucket/some/run"
+    assert message in call(attack, "--run", run).err
+    assert call(train, *second).code == 0
+
+    name = "bucket/some/run/checkpoints/models_00002-00003_step_20.npz"
+    store[name] = store[name][:-9]
+    assert f"error: gs://{name}: damaged" in call(score, *second).err
+    assert "models 2–3 had a damaged checkpoint" in call(train, *second, "--repair", "True").out
+    assert call(score, *second).code == 0
+
+    assert_same_run(run, made)
+    words = ["--run", made, "--out", tmp_path / "attack"]
+    assert (call(attack, "--run", run).code, call(attack, *words).code) == (0, 0)
+    prefix = "bucket/some/run/attack/"
+    found = {name.removeprefix(prefix): x for name, x in store.items() if name.startswith(prefix)}
+    assert found == files_of(tmp_path / "attack")
+    on_disk = files_of(made)
+    assert {f"bucket/some/run/{name}" for name in on_disk if not name.startswith(".")} == {
+        name for name in store if not name.startswith(prefix)
+    }
 
 
 def test_processes_end_with_the_code_and_line_of_what_stopped_them(tmp_path, toml):
