@@ -17,7 +17,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -180,17 +180,13 @@ def read_checked(path: Path, remedy: str) -> bytes:
 
     Raises:
         InputError: missing, truncated or changed.
-        OSError: an object store that does not give it.
+        OSError: a disk or an object store that does not give it.
     """
-    if is_remote(path):
-        with _reading(path, remedy):
+    try:
+        with _reading(path, remedy) if is_remote(path) else nullcontext():
             content = path.read_bytes()
-    else:
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            reason = error.strerror or error
-            raise InputError(f"{path}: cannot be read ({reason}); {remedy}") from None
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; {remedy}") from None
     trailer = _MARK + hashlib.sha256(content[:-_TRAILER]).hexdigest().encode() + b"\n"
     if content[-_TRAILER:] != trailer:
         raise InputError(
@@ -239,6 +235,8 @@ def read_array(path: Path, dtype: Any, shape: Sequence[int | None], remedy: str)
         array = np.lib.format.open_memmap(path, "r")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; {remedy}") from None
+    except PermissionError:
+        raise  # not damaged, so nothing to be repaired
     # A damaged header makes NumPy raise whatever its parts do: ValueError, OverflowError, …
     except Exception as error:
         reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
