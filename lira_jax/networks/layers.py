@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import he_normal
 from jax.typing import DTypeLike
+from jaxtyping import Array
 
 from lira_jax.networks.conv import conv_general_dilated
+
+HE_NORMAL = he_normal()
 
 
 def conv(
@@ -17,10 +22,11 @@ def conv(
     kernel: int = 3,
     stride: int = 1,
     bias: bool = False,
+    kernel_init: Callable[..., Array] = HE_NORMAL,
     dtype: DTypeLike,
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
-    """Square convolution with SAME padding and He-normal weights."""
+    """Square convolution with SAME padding; He-normal weights by default."""
     return nnx.Conv(
         features_in,
         features_out,
@@ -28,7 +34,7 @@ def conv(
         strides=stride,
         use_bias=bias,
         dtype=dtype,
-        kernel_init=he_normal(),
+        kernel_init=kernel_init,
         conv_general_dilated=conv_general_dilated,
         rngs=rngs,
     )
