@@ -24,6 +24,8 @@ from lira_jax.networks.layers import conv, dense
 # Biases are stored divided by this, so that SGD moves them by its square more.
 BIAS_SCALE = 8.0
 HEAD_SCALE = 1 / 9
+# Variance below which a kind of patch counts as noise, for images in [−1, 1]: some 4 grey levels.
+WHITEN_EPSILON = 1e-3
 
 
 def cosine_patches(channels: int) -> Float[np.ndarray, "2 2 I 4*I"]:
@@ -107,7 +109,12 @@ class SpeedNet(nnx.Module):
         del depth
         patches = 4 * image_shape[-1]
         self.whiten = nnx.BatchNorm(
-            patches, momentum=0.9, use_bias=False, use_scale=False, rngs=rngs
+            patches,
+            momentum=0.9,
+            epsilon=WHITEN_EPSILON,
+            use_bias=False,
+            use_scale=False,
+            rngs=rngs,
         )
         blocks, n_in = [], 2 * patches
         for n_out in (width, 2 * width, 4 * width):
