@@ -37,7 +37,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -131,7 +131,9 @@ def _positive(text: str) -> int:
     return value
 
 
-def recipe(case: str, dtype: str, batch: int, toy: bool) -> tuple[Experiment, int]:
+def recipe(
+    case: str, dtype: Literal["float32", "bfloat16"], batch: int, toy: bool
+) -> tuple[Experiment, int]:
     """The experiment of a case and the members of each of its models."""
     experiment = config.load(CONFIGS / CASES[case])
     kept, folds = config.keep_fraction(experiment.train.keep)
@@ -221,7 +223,7 @@ def prepare(
     }
     states = jax.tree.map(lambda leaf: np.repeat(leaf[None], models, axis=0), state)
     group = ensemble.put_padded((states, model), mesh)
-    epoch = ensemble.over_models(
+    epoch: Any = ensemble.over_models(
         training.epoch_of_model(experiment, network, steps), mesh, width, donate=True
     )
     number = np.int32(1)
@@ -274,7 +276,8 @@ def sweep(
     row = dataclasses.replace
     blank = Row(case, train.dtype, train.batch_size, 0)
     rows, ready, widths = [], [], sorted(set(args.widths))
-    image_shape = shared[0].shape[1:]
+    height, side, channels = shared[0].shape[1:]
+    image_shape = (height, side, channels)
     network = networks.build(experiment.network, image_shape, CLASSES, train.dtype)
     init = jax.jit(training.init_model(experiment, network, args.steps))
     state = jax.device_get(init(np.int32(0)))
@@ -329,13 +332,13 @@ def line(row: Row) -> str:
     """One row of the table."""
     if row.error:
         return f"{row.width:5}  {row.error}"
-    assert row.ms_per_model_step is not None  # then so is the rest
+    value: dict[str, Any] = dataclasses.asdict(row)  # all there: there was no error
     mark = "" if row.memory_from == "allocator" else "~"
-    memory = f"{mark}{(row.memory_bytes or 0) / 2**20:,.1f} MiB"
+    memory = f"{mark}{value['memory_bytes'] / 2**20:,.1f} MiB"
     return (
-        f"{row.width:5} {row.ms_per_model_step:14.3f} {row.models_per_hour:10,.1f} "
-        f"{row.flops_per_second / 1e12:9.3f} {row.utilisation:6.1%} {memory:>11} "
-        f"{row.compile_seconds:6.1f} s"
+        f"{row.width:5} {value['ms_per_model_step']:14.3f} {value['models_per_hour']:10,.1f} "
+        f"{value['flops_per_second'] / 1e12:9.3f} {value['utilisation']:6.1%} {memory:>11} "
+        f"{value['compile_seconds']:6.1f} s"
     )
 
 
