@@ -44,12 +44,12 @@ class NetworkConfig:
     """The architecture that every model shares.
 
     Attributes:
-        arch: `wide_resnet`, `resnet`, `convnet`, or `package.module:function` returning a Flax NNX
-            module.
+        arch: `wide_resnet`, `resnet`, `convnet`, `speed_net`, or `package.module:function`
+            returning a Flax NNX module.
         depth: Layers with weights: 6n+2 for resnet (8, 20, …), 6n+4 for wide_resnet (16, 28, …);
-            convnet ignores it [layers].
-        width: resnet and convnet: filters of the first convolution (16, 32, 64); wide_resnet:
-            widening factor k (1, 2, 10).
+            convnet and speed_net ignore it [layers].
+        width: resnet, convnet and speed_net: filters of the first convolution (16, 32, 64);
+            wide_resnet: widening factor k (1, 2, 10).
     """
 
     arch: str = "resnet"
@@ -66,12 +66,14 @@ class TrainConfig:
         keep: Share of the examples that each model trains on, as m/B. Models come in blocks of B.
         epochs: Passes over a model's own training examples [epochs].
         batch_size: Training examples per step and model [examples].
-        optimizer: SGD with momentum, plain SGD, or Adam.
+        optimizer: SGD with momentum, with Nesterov's momentum, plain SGD, or Adam.
         learning_rate: Peak learning rate [1/step].
         schedule: `paper`: learning_rate · cos(7π/16·t) · clip(100t, 0, 1), t the share of training
-            done.
-        momentum: Momentum of `optimizer = "momentum"`.
+            done. `one_cycle`: linear from 0 to learning_rate over the first fifth of training,
+            then linear to 0.
+        momentum: Momentum of `optimizer = "momentum"` and `"nesterov"`.
         weight_decay: L2 penalty weight_decay · ½‖w‖² on convolution and dense kernels only.
+        label_smoothing: Share of each label that is spread over all classes evenly, in [0, 1).
         ema: Decay per step of the moving average of weights that is evaluated and scored; 0 turns
             it off.
         mirror: Augmentation: mirror each image left to right with probability ½.
@@ -93,11 +95,12 @@ class TrainConfig:
     keep: str = "1/2"
     epochs: int = 100
     batch_size: int = 256
-    optimizer: Literal["momentum", "sgd", "adam"] = "momentum"
+    optimizer: Literal["momentum", "nesterov", "sgd", "adam"] = "momentum"
     learning_rate: float = 0.1
-    schedule: Literal["paper", "constant"] = "paper"
+    schedule: Literal["paper", "one_cycle", "constant"] = "paper"
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    label_smoothing: float = 0.0
     ema: float = 0.999
     mirror: bool = True
     shift: int = 4
@@ -295,7 +298,7 @@ def check(experiment: Experiment) -> Experiment:
             raise InputError(f"{name} = {value}: must be a finite number")
         if isinstance(value, str) and ("\0" in value or not _is_unicode(value)):
             raise InputError(f"{name} = {value!r}: must be Unicode text without NUL characters")
-    for name in ("train.ema", "train.momentum"):
+    for name in ("train.ema", "train.momentum", "train.label_smoothing"):
         if not 0 <= flat[name] < 1:
             raise InputError(f"{name} = {flat[name]}: must be at least 0 and below 1")
     if not experiment.train.learning_rate > 0:

@@ -31,13 +31,27 @@ def paper_schedule(peak: float, steps: int) -> optax.Schedule:
     return rate
 
 
+def one_cycle_schedule(peak: float, steps: int, rise: float = 0.2) -> optax.Schedule:
+    """Linear from 0 to the peak over the first `rise` of training, then linear to 0; taken at the
+    middle of each step, so that no step has rate 0 (after Smith & Topin 2017)."""
+
+    def rate(step: Any) -> Any:
+        t = (step + 0.5) / steps
+        return peak * jnp.minimum(t / rise, (1 - t) / (1 - rise))
+
+    return rate
+
+
 def optimizer(config: TrainConfig, steps: int) -> optax.GradientTransformation:
     """The optimiser of a run of `steps` steps; weight decay joins the gradient of kernels only."""
     rate: Any = config.learning_rate
     if config.schedule == "paper":
         rate = paper_schedule(config.learning_rate, steps)
+    if config.schedule == "one_cycle":
+        rate = one_cycle_schedule(config.learning_rate, steps)
     update = {
         "momentum": lambda: optax.sgd(rate, momentum=config.momentum),
+        "nesterov": lambda: optax.sgd(rate, momentum=config.momentum, nesterov=True),
         "sgd": lambda: optax.sgd(rate),
         "adam": lambda: optax.adam(rate),
     }[config.optimizer]()
@@ -65,6 +79,18 @@ def new_state(key: Key[Array, ""], network: Network, config: TrainConfig, steps:
     }
 
 
+def cross_entropy(
+    logits: Float[Array, "B K"], labels: Int32[Array, "B"], smoothing: float
+) -> Float[Array, ""]:
+    """Mean cross-entropy with labels of which the share `smoothing` is spread over all classes
+    evenly (Szegedy et al. 2016, section 7)."""
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    if not smoothing:
+        return loss
+    uniform = jax.nn.logsumexp(logits, axis=1) - jnp.mean(logits, axis=1)
+    return (1 - smoothing) * loss + smoothing * uniform.mean()
+
+
 def train_step(
     network: Network, config: TrainConfig, steps: int
 ) -> Callable[
@@ -82,7 +108,7 @@ def train_step(
 
         def loss_of(params: Any) -> tuple[Array, tuple[Array, Any]]:
             logits, rest = network.apply_train({**variables, "params": params}, images, key)
-            loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+            loss = cross_entropy(logits, labels, config.label_smoothing)
             return loss, (jnp.mean(jnp.argmax(logits, 1) == labels), rest)
 
         (loss, (accuracy, rest)), gradient = jax.value_and_grad(loss_of, has_aux=True)(

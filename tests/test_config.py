@@ -140,7 +140,7 @@ def test_an_unknown_key_is_named_with_its_file_and_the_nearest_valid_one(
         ("[data]\nlimit = 2026-01-01", "must be a whole number"),
         (
             '[train]\noptimizer = "lion"',
-            "train.optimizer = 'lion': choose one of momentum, sgd, adam",
+            "train.optimizer = 'lion': choose one of momentum, nesterov, sgd, adam",
         ),
         ("[score]\nviews = 3", "score.views = 3: choose one of 1, 2, 18, 162"),
         ("[score]\nviews = true", "score.views = True: choose one of 1, 2, 18, 162"),
@@ -209,6 +209,11 @@ def test_a_folder_is_no_file(tmp_path):
         ({"train__ema": -0.1}, "below 1"),
         ({"train__ema": float("nan")}, "train.ema"),
         ({"train__momentum": 1.0}, "train.momentum"),
+        (
+            {"train__label_smoothing": 1.0},
+            "train.label_smoothing = 1.0: must be",
+        ),
+        ({"train__label_smoothing": -0.1}, "train.label_smoothing"),
         ({"train__learning_rate": 0.0}, "above 0"),
         ({"train__learning_rate": -0.1}, "above 0"),
         ({"train__learning_rate": float("nan")}, "finite"),

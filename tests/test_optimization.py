@@ -5,13 +5,16 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from lira_jax.config import NetworkConfig, TrainConfig
 from lira_jax.networks import Network, build
 from lira_jax.optimization import (
+    cross_entropy,
     evaluated_variables,
     new_state,
+    one_cycle_schedule,
     optimizer,
     paper_schedule,
     steps_per_epoch,
@@ -56,31 +59,43 @@ def run_steps(config: TrainConfig, steps: int):
     return states, np.asarray(x, np.float64), np.asarray(y), losses
 
 
-def gradient(kernel, bias, x, y):
+def gradient(kernel, bias, x, y, smoothing=0.0):
     """Mean cross-entropy and its gradient, by hand, in float64."""
     logits = x @ kernel + bias
     p = np.exp(logits - logits.max(axis=1, keepdims=True))
     p /= p.sum(axis=1, keepdims=True)
-    loss = -np.log(p[np.arange(len(y)), y]).mean()
-    p[np.arange(len(y)), y] -= 1
-    p /= len(y)
+    target = (1 - smoothing) * np.eye(p.shape[1])[y] + smoothing / p.shape[1]
+    loss = -(target * np.log(p)).sum(axis=1).mean()
+    p = (p - target) / len(y)
     return loss, x.T @ p, p.sum(axis=0)
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_steps_equal_momentum_sgd_by_hand_with_decay_on_kernels_only(momentum):
+@pytest.mark.parametrize(
+    ("optimizer", "momentum", "smoothing"),
+    [("sgd", 0.0, 0.0), ("momentum", 0.9, 0.0), ("nesterov", 0.9, 0.0), ("momentum", 0.9, 0.2)],
+)
+def test_steps_equal_sgd_by_hand_with_decay_on_kernels_only(optimizer, momentum, smoothing):
     config = dataclasses.replace(
-        PLAIN, optimizer="momentum" if momentum else "sgd", momentum=momentum, weight_decay=0.1
+        PLAIN,
+        optimizer=optimizer,
+        momentum=momentum,
+        weight_decay=0.1,
+        label_smoothing=smoothing,
     )
     states, x, y, losses = run_steps(config, 5)
     kernel = np.asarray(states[0]["variables"]["params"]["kernel"], np.float64)
     bias, speed_kernel, speed_bias = np.ones(2), 0.0, 0.0
     for batch, labels, measured in zip(x, y, losses, strict=True):
-        loss, d_kernel, d_bias = gradient(kernel, bias, batch, labels)
+        loss, d_kernel, d_bias = gradient(kernel, bias, batch, labels, smoothing)
         assert measured == pytest.approx(loss, rel=1e-5)
-        speed_kernel = momentum * speed_kernel + d_kernel + 0.1 * kernel
+        d_kernel += 0.1 * kernel
+        speed_kernel = momentum * speed_kernel + d_kernel
         speed_bias = momentum * speed_bias + d_bias
-        kernel, bias = kernel - 0.5 * speed_kernel, bias - 0.5 * speed_bias
+        if optimizer == "nesterov":
+            kernel = kernel - 0.5 * (d_kernel + momentum * speed_kernel)
+            bias = bias - 0.5 * (d_bias + momentum * speed_bias)
+        else:
+            kernel, bias = kernel - 0.5 * speed_kernel, bias - 0.5 * speed_bias
     params = states[-1]["variables"]["params"]
     np.testing.assert_allclose(params["kernel"], kernel, rtol=1e-4)
     np.testing.assert_allclose(params["bias"], bias, rtol=1e-4)
@@ -101,8 +116,51 @@ def test_the_papers_schedule_warms_up_over_a_hundredth_and_ends_at_a_fifth():
     assert rate(1000) == pytest.approx(0.1 * np.cos(7 * np.pi / 16))
 
 
-def test_the_schedule_reaches_the_optimiser():
-    config = dataclasses.replace(PLAIN, schedule="paper", learning_rate=1.0)
+def test_one_cycle_rises_for_a_fifth_and_falls_to_zero_in_straight_lines():
+    rate = one_cycle_schedule(0.5, 1000)
+    assert rate(0) == pytest.approx(0.5 * 0.0005 / 0.2)
+    assert rate(99.5) == pytest.approx(0.25)
+    assert rate(199.5) == pytest.approx(0.5)
+    assert rate(599.5) == pytest.approx(0.25)
+    assert rate(999) == pytest.approx(0.5 * 0.0005 / 0.8)
+    rates = np.array([rate(step) for step in range(1000)])
+    assert rates.min() > 0
+    assert rates.mean() == pytest.approx(0.25, rel=1e-4)
+
+
+def test_a_single_step_of_one_cycle_still_moves():
+    assert 0 < one_cycle_schedule(1.0, 1)(0) <= 1
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
+def test_label_smoothing_is_the_cross_entropy_with_smoothed_targets(smoothing):
+    random = np.random.default_rng(0)
+    logits, labels = random.normal(0, 30, (16, 5)), random.integers(5, size=16)
+    log_p = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+    target = (1 - smoothing) * np.eye(5)[labels] + smoothing / 5
+    expected = -(target * log_p).sum(axis=1).mean()
+    got = cross_entropy(jnp.asarray(logits, jnp.float32), jnp.asarray(labels), smoothing)
+    assert float(got) == pytest.approx(expected, rel=1e-5)
+
+
+def test_without_smoothing_the_program_is_that_of_plain_cross_entropy():
+    shapes = jax.ShapeDtypeStruct((4, 3), jnp.float32), jax.ShapeDtypeStruct((4,), jnp.int32)
+
+    def plain(logits, labels):
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    programs = [
+        jax.jit(loss).lower(*shapes).as_text()
+        for loss in (lambda logits, labels: cross_entropy(logits, labels, 0.0), plain)
+    ]
+    assert programs[0].replace("_lambda", "plain") == programs[1]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "function"), [("paper", paper_schedule), ("one_cycle", one_cycle_schedule)]
+)
+def test_the_schedule_reaches_the_optimiser(schedule, function):
+    config = dataclasses.replace(PLAIN, schedule=schedule, learning_rate=1.0)
     transform = optimizer(config, 100)
     params = {"kernel": jnp.zeros(1)}
     state = transform.init(params)
@@ -110,7 +168,7 @@ def test_the_schedule_reaches_the_optimiser():
     for _ in range(100):
         update, state = transform.update({"kernel": jnp.ones(1)}, state, params)
         rates.append(-float(update["kernel"][0]))
-    expected = [float(paper_schedule(1.0, 100)(step)) for step in range(100)]
+    expected = [float(function(1.0, 100)(step)) for step in range(100)]
     np.testing.assert_allclose(rates, expected, rtol=1e-5)
 
 

@@ -21,6 +21,7 @@ from lira_jax.config import NetworkConfig
 from lira_jax.errors import InputError
 from lira_jax.networks.convnet import ConvNet
 from lira_jax.networks.resnet import ResNet
+from lira_jax.networks.speed_net import SpeedNet
 from lira_jax.networks.wide_resnet import WideResNet
 from lira_jax.user_code import failure, import_function
 
@@ -28,6 +29,7 @@ ARCHITECTURES: dict[str, Callable[..., nnx.Module]] = {
     "wide_resnet": WideResNet,
     "resnet": ResNet,
     "convnet": ConvNet,
+    "speed_net": SpeedNet,
 }
 # Depths are 6n plus this.
 _DEPTH_OFFSET = {"wide_resnet": 4, "resnet": 2}

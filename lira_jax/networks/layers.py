@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
@@ -11,6 +13,8 @@ from jaxtyping import Array, Float
 
 from lira_jax.networks.conv import conv_general_dilated
 
+HE_NORMAL = he_normal()
+
 
 def conv(
     features_in: int,
@@ -19,10 +23,11 @@ def conv(
     kernel: int = 3,
     stride: int = 1,
     bias: bool = False,
+    kernel_init: Callable[..., Array] = HE_NORMAL,
     dtype: DTypeLike,
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
-    """Square convolution with SAME padding and He-normal weights."""
+    """Square convolution with SAME padding; He-normal weights by default."""
     return nnx.Conv(
         features_in,
         features_out,
@@ -30,7 +35,7 @@ def conv(
         strides=stride,
         use_bias=bias,
         dtype=dtype,
-        kernel_init=he_normal(),
+        kernel_init=kernel_init,
         conv_general_dilated=conv_general_dilated,
         rngs=rngs,
     )

@@ -50,7 +50,7 @@ def test_convnets_have_the_parameters_of_their_plan(width):
     assert parameters(NetworkConfig("convnet", 8, width)) == sum(9 * i * o + o for i, o in pairs)
 
 
-@pytest.mark.parametrize("arch", ["wide_resnet", "resnet", "convnet"])
+@pytest.mark.parametrize("arch", ["wide_resnet", "resnet", "convnet", "speed_net"])
 @pytest.mark.parametrize(("image_shape", "classes"), [((8, 8, 1), 10), ((5, 13, 3), 3)])
 def test_any_image_size_and_class_count_works(arch, image_shape, classes):
     network = build(
@@ -78,12 +78,13 @@ def test_evaluation_treats_each_image_for_itself_and_training_uses_the_batch():
     assert all(jax.tree.leaves(moved))
 
 
-def test_bfloat16_computes_in_bfloat16_but_keeps_float32_weights_and_logits():
-    network = build(NetworkConfig("resnet", 8, 4), (8, 8, 1), 10, "bfloat16")
+@pytest.mark.parametrize("arch", ["resnet", "speed_net"])
+def test_bfloat16_computes_in_bfloat16_but_keeps_float32_weights_and_logits(arch):
+    network = build(NetworkConfig(arch, 8, 4), (8, 8, 1), 10, "bfloat16")
     variables = jax.jit(network.init)(jax.random.key(0))
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
     x = jax.random.normal(jax.random.key(1), (6, 8, 8, 1))
-    exact = jax.jit(build(NetworkConfig("resnet", 8, 4), (8, 8, 1), 10).apply)(variables, x)
+    exact = jax.jit(build(NetworkConfig(arch, 8, 4), (8, 8, 1), 10).apply)(variables, x)
     rounded = jax.jit(network.apply)(variables, x)
     assert rounded.dtype == jnp.float32
     difference = float(jnp.abs(rounded - exact).max() / jnp.abs(exact).max())

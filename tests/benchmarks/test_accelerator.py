@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from jax.errors import JaxRuntimeError
+
+from benchmarks import accelerator
+from lira_jax.config import NetworkConfig, load
+from lira_jax.networks import build
+
+ROOT = Path(__file__).resolve().parents[2]
+TOY = ["--toy", "--cases", "speed_net", "--dtypes", "float32"]
+
+
+def run(tmp_path, *more):
+    out = tmp_path / "sweep.json"
+    accelerator.main([*TOY, *more, "--out", str(out)])
+    return json.loads(out.read_text(encoding="utf-8"))
+
+
+def without_compiling(monkeypatch, largest):
+    """Models that take no time, and no memory beyond a width of `largest`."""
+
+    def prepare(experiment, network, state, width, *_):
+        if width > largest:
+            raise JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
+        return accelerator.Width(width, lambda: None, 0.0, 0, "program")
+
+    monkeypatch.setattr(accelerator, "prepare", prepare)
+
+
+@pytest.fixture
+def quick_to_compile():
+    """Slower programs, sooner."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
+def without_init(monkeypatch):
+    """A state of no size, for tests that train nothing."""
+    init = {"variables": {"params": {}, "rest": {}}}
+    monkeypatch.setattr(accelerator.training, "init_model", lambda *_: lambda number: init)
+    monkeypatch.setattr(accelerator, "forward_flops", lambda *_: 1)
+
+
+@pytest.mark.usefixtures("quick_to_compile")
+def test_a_sweep_trains_real_models_and_reports_each_width(tmp_path, capsys):
+    report = run(tmp_path, "--devices", "2")
+    assert report["devices"] == 2
+    assert [row["width"] for row in report["rows"]] == [1, 2]
+    recipe = load(ROOT / "configs" / "cifar10_fast.toml").train
+    for row in report["rows"]:
+        steps = 25_000 // row["batch"] * recipe.epochs
+        hours = row["ms_per_model_step"] / 3.6e6 * steps
+        assert row["models_per_hour"] == pytest.approx(1 / hours)
+        peak = report["peaks"]["float32"]["flops_per_second"] * 2
+        assert row["utilisation"] == pytest.approx(row["flops_per_second"] / peak)
+        assert row["memory_bytes"] > 0
+        assert row["compile_seconds"] > 0
+    fastest = max(report["rows"], key=lambda row: row["models_per_hour"])
+    assert report["best"] == [fastest]
+    printed = capsys.readouterr().out
+    assert f"a model: {recipe.epochs} epochs of 25000 members" in printed
+    assert f"speed_net float32 batch 8: width {fastest['width']}, " in printed
+
+
+@pytest.mark.usefixtures("without_init")
+def test_a_width_that_does_not_fit_is_a_row_and_the_last(tmp_path, monkeypatch, capsys):
+    without_compiling(monkeypatch, largest=2)
+    report = run(tmp_path, "--widths", "8", "1", "4", "2")
+    errors = [(row["width"], row["error"]) for row in report["rows"]]
+    assert errors == [(1, None), (2, None), (4, "out of memory")]
+    assert report["best"][0]["width"] in (1, 2)
+    assert "    4  out of memory" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("without_init")
+def test_when_not_even_one_model_fits_there_is_no_best_width(tmp_path, monkeypatch):
+    without_compiling(monkeypatch, largest=0)
+    report = run(tmp_path)
+    assert [row["width"] for row in report["rows"]] == [1]
+    assert report["best"] == []
+
+
+@pytest.mark.usefixtures("without_init")
+def test_what_the_time_limit_leaves_out_is_named(tmp_path, monkeypatch, capsys):
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now, perf_counter=time.perf_counter)
+    monkeypatch.setattr(accelerator, "time", clock)
+
+    def prepare(experiment, network, state, width, *_):
+        clock.now += 40
+        return accelerator.Width(width, lambda: None, 0.0, 0, "program")
+
+    monkeypatch.setattr(accelerator, "prepare", prepare)
+    report = run(tmp_path, "--minutes", "1", "--widths", "1", "2", "4", "8")
+    assert [row["width"] for row in report["rows"]] == [1, 2]
+    assert report["left_out"] == [{"sweep": "speed_net float32 batch 8", "widths": [4, 8]}]
+    assert "widths 4, 8 left out" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("without_init")
+def test_sweeps_share_the_time_that_is_left_evenly(tmp_path, monkeypatch):
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now, perf_counter=time.perf_counter)
+    monkeypatch.setattr(accelerator, "time", clock)
+
+    def prepare(experiment, network, state, width, *_):
+        clock.now += 10
+        return accelerator.Width(width, lambda: None, 0.0, 0, "program")
+
+    monkeypatch.setattr(accelerator, "prepare", prepare)
+    report = run(tmp_path, "--minutes", "1", "--widths", *"12345", "--batches", "8", "16", "32")
+    measured = [(row["batch"], row["width"]) for row in report["rows"]]
+    assert measured == [(batch, width) for batch in (8, 16, 32) for width in (1, 2)]
+
+
+@pytest.mark.usefixtures("without_init")
+def test_a_batch_larger_than_the_members_is_left_out(monkeypatch, capsys):
+    without_compiling(monkeypatch, largest=8)
+    accelerator.main([*TOY, "--batches", "25001"])
+    assert "left out, a model has only 25000 members" in capsys.readouterr().out
+
+
+def test_flops_are_the_multiply_adds_of_convolutions_and_dense_layers():
+    network = build(NetworkConfig("resnet", 8, 16), (32, 32, 3), 10)
+    variables = jax.eval_shape(network.init, jax.random.key(0))
+    adds = 9 * 3 * 16 * 32**2 + 64 * 10
+    for n_in, n_out, side in [(16, 16, 32), (16, 32, 16), (32, 64, 8)]:
+        adds += 9 * (n_in + n_out) * n_out * side**2
+    assert accelerator.forward_flops(network, variables, (32, 32, 3)) == 2 * adds
+
+
+def test_every_published_peak_is_for_bfloat16_at_least_that_of_float32():
+    assert all(np.all(bfloat16 >= float32) for bfloat16, float32 in accelerator.PEAKS.values())
+
+
+def test_it_runs_where_only_jax_and_its_kin_are_installed():
+    absent = ["tyro", "tensorflow_datasets", "sklearn", "matplotlib", "array_record"]
+    code = f"import sys; sys.modules.update(dict.fromkeys({absent})); import benchmarks.accelerator"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
