@@ -23,7 +23,7 @@ measured in turn, dispatch by dispatch; printed are medians:
   program needs: arguments, results and temporaries.
 
 The best width of each network, dtype and batch is what `train.width` should be on this platform.
-Of third parties this needs jax, flax, optax, orbax-checkpoint, numpy, jaxtyping and tqdm alone.
+Of third parties this needs jax, flax, optax, numpy, jaxtyping and tqdm alone.
 """
 
 from __future__ import annotations

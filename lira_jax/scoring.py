@@ -74,7 +74,7 @@ def score(
     experiment: Experiment,
     run: Path,
     devices: Sequence[jax.Device] | None = None,
-    shard: Shard = Shard(),  # noqa: B008
+    shard: Shard = Shard(),
     *,
     repair: bool = False,
 ) -> None:

@@ -261,7 +261,7 @@ def train(
     experiment: Experiment,
     run: Path,
     devices: Sequence[jax.Device] | None = None,
-    shard: Shard = Shard(),  # noqa: B008
+    shard: Shard = Shard(),
     *,
     repair: bool = False,
 ) -> None:

@@ -209,7 +209,7 @@ from pathlib import Path
 
 class NotInstalled:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"jax", "jaxlib", "flax", "optax", "orbax"}:
+        if name.split(".")[0] in {"jax", "jaxlib", "flax", "optax"}:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, NotInstalled())
@@ -220,7 +220,7 @@ from lira_jax.score_set import read_npz
 folder = Path(sys.argv[1])
 metrics = attack(read_npz(folder / "scores.npz"), AttackConfig(), "leave-block-out", folder / "out")
 print(format_table(metrics, folder / "out"))
-assert not {"jax", "jaxlib", "flax", "optax", "orbax"} & set(sys.modules)
+assert not {"jax", "jaxlib", "flax", "optax"} & set(sys.modules)
 """
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True, text=True
