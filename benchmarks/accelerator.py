@@ -47,6 +47,7 @@ import numpy as np
 from jax.errors import JaxRuntimeError
 from jax.sharding import Mesh
 
+from benchmarks.flops import forward_flops
 from lira_jax import config, ensemble, networks, optimization, training
 from lira_jax.config import Experiment, NetworkConfig
 
@@ -143,31 +144,6 @@ def recipe(
     )
     network = TOY_NETWORKS[case] if toy else experiment.network
     return dataclasses.replace(experiment, train=train, network=network), members
-
-
-def forward_flops(
-    network: networks.Network, variables: Any, image_shape: tuple[int, int, int]
-) -> int:
-    """FLOPs of one image's forward pass in convolutions and dense layers, padding counted."""
-
-    def count(jaxpr: Any) -> int:
-        total = 0
-        for eqn in jaxpr.eqns:
-            out = eqn.outvars[0].aval.shape
-            if eqn.primitive.name == "conv_general_dilated":
-                kernel = eqn.invars[1].aval.shape  # HWIO
-                total += 2 * int(np.prod(out)) * int(np.prod(kernel[:-1]))
-            elif eqn.primitive.name == "dot_general":
-                contracted = eqn.params["dimension_numbers"][0][0]
-                shape = eqn.invars[0].aval.shape
-                total += 2 * int(np.prod(out)) * int(np.prod([shape[axis] for axis in contracted]))
-            for value in eqn.params.values():
-                for inner in value if isinstance(value, tuple | list) else (value,):
-                    inner = getattr(inner, "jaxpr", inner)  # closed or open
-                    total += count(inner) if hasattr(inner, "eqns") else 0
-        return total
-
-    return count(jax.make_jaxpr(network.apply)(variables, jnp.zeros((1, *image_shape))).jaxpr)
 
 
 def peak(device: jax.Device, dtype: str) -> tuple[float, str]:
@@ -295,7 +271,7 @@ def sweep(
             start = time.perf_counter()
             one.run()
             one.seconds.append(time.perf_counter() - start)
-    flops = 3 * train.batch_size * forward_flops(network, state["variables"], image_shape)
+    flops = 3 * train.batch_size * forward_flops(experiment.network, image_shape, CLASSES)
     total_steps = optimization.steps_per_epoch(members, train.batch_size) * train.epochs
     measured = []
     for one in ready:

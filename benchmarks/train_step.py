@@ -41,6 +41,7 @@ import tyro
 from flax import nnx
 from jax import lax
 
+from benchmarks.flops import forward_flops
 from lira_jax import ensemble, networks, optimization, training
 from lira_jax.checkpoints import Group
 from lira_jax.config import Experiment, NetworkConfig, TrainConfig
@@ -122,29 +123,6 @@ def ordinary_network(case: Case) -> Network:
         mock.patch.object(layers, "BatchNorm", nnx.BatchNorm),
     ):
         return networks.build(case.network, case.image_shape, 10)
-
-
-def flops(network: Network, case: Case) -> float:
-    """Of one training step: three times the multiplications and additions of all convolutions and
-    dense layers (forward, gradient of the input, gradient of the weights)."""
-
-    def count(jaxpr: Any) -> float:
-        total = 0.0
-        for equation in jaxpr.eqns:
-            name = equation.primitive.name
-            if name in ("conv_general_dilated", "dot_general"):
-                kernel = equation.invars[1].aval.shape
-                total += 2 * np.prod(equation.outvars[0].aval.shape) * np.prod(kernel[:-1])
-            for inner in jax.tree.leaves(
-                list(equation.params.values()), is_leaf=lambda p: hasattr(p, "eqns")
-            ):
-                inner = getattr(inner, "jaxpr", inner)
-                total += count(inner) if hasattr(inner, "eqns") else 0.0
-        return total
-
-    variables = jax.eval_shape(network.init, jax.random.key(0))
-    images = jax.ShapeDtypeStruct((case.batch, *case.image_shape), jnp.float32)
-    return 3 * count(jax.make_jaxpr(network.apply)(variables, images).jaxpr)
 
 
 def matmul_rate(size: int = 2048) -> Callable[[], float]:
@@ -347,7 +325,7 @@ def methods(case: Case, steps: int, vectorised: int) -> dict[str, Callable[[], R
 
 def time_case(name: str, case: Case, repeats: int) -> dict[str, float]:
     """Print one case's table; returns median seconds per model-step by method."""
-    work = flops(ordinary_network(case), case)
+    work = 3 * case.batch * forward_flops(case.network, case.image_shape)
     steps = int(np.clip(4e10 / work, 2, 64))
     vectorised = int(np.clip(4e10 / work, 2, 8))
     rounds: dict[str, Rounds] = {}
