@@ -265,7 +265,8 @@ def test_every_field_can_be_overridden(experiment_of, toml):
     other = {
         "network.arch": "resnet", "train.models": 6, "train.keep": "1/4", "train.epochs": 9,
         "train.optimizer": "adam", "train.schedule": "constant", "train.dtype": "bfloat16",
-        "train.ema": 0.0, "train.momentum": 0.5, "score.views": 162, "attack.centre": "median",
+        "train.ema": 0.0, "train.momentum": 0.5, "train.label_smoothing": 0.5,
+        "score.views": 162, "attack.centre": "median",
         "data.name": "some name", "data.path": "a b/ü.npz",
     }  # fmt: skip
     other["train.keep"] = "1/3"

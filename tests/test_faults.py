@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -168,7 +169,8 @@ def test_the_second_of_two_processes_on_the_same_models_refuses(start, tmp_path)
     time.sleep(0.05)
     first.terminate()  # as Slurm does at the end of the grace time
     _, err = first.communicate(timeout=SECONDS)
-    assert first.returncode == 143
+    # The second may come when all is saved and nothing is left but to end: to a shell, 143 too.
+    assert first.returncode in (143, -signal.SIGTERM)
     [group] = checkpoints.saved_groups(run)
     assert group.step > 0
 

@@ -237,6 +237,21 @@ def test_every_optimiser_and_augmentation_trains_in_bfloat16(
     assert np.mean(log[-1]["loss"]) < np.mean(log[0]["loss"])
 
 
+@pytest.fixture(scope="module")
+def small(eight) -> Experiment:
+    """Eight models of a network that compiles fast."""
+    network = dataclasses.replace(eight.network, arch=f"{__name__}:WithDropout")
+    return dataclasses.replace(eight, network=network)
+
+
+@pytest.fixture(scope="module")
+def small_alone(small, tmp_path_factory) -> dict[int, np.ndarray]:
+    """The weights of these eight models, each trained alone."""
+    run = tmp_path_factory.mktemp("small") / "run"
+    training.train(with_train(small, group=1), run, jax.devices()[:1])
+    return trained_weights(small, run)
+
+
 def with_memory_for(models: int, real=training.programs):
     """`training.programs` of a device that holds so many models: XLA:CPU has no such error."""
 
@@ -254,7 +269,9 @@ def with_memory_for(models: int, real=training.programs):
 
 
 @pytest.mark.parametrize("begun", [False, True])
-def test_a_group_too_large_for_memory_is_halved(eight, alone, begun, tmp_path, monkeypatch, capsys):
+def test_a_group_too_large_for_memory_is_halved(
+    small, small_alone, begun, tmp_path, monkeypatch, capsys
+):
     """Begun on a device that held all eight, or not."""
     from contextlib import contextmanager
 
@@ -269,24 +286,24 @@ def test_a_group_too_large_for_memory_is_halved(eight, alone, begun, tmp_path, m
         with monkeypatch.context() as patch:
             patch.setattr(training, "stop_requests", stopping)
             with pytest.raises(Stopped):
-                training.train(eight, run, one)
+                training.train(small, run, one)
     monkeypatch.setattr(training, "programs", with_memory_for(2))
-    training.train(eight, run, one)
+    training.train(small, run, one)
     out = capsys.readouterr().out
     assert f"{run}: 8 models do not fit into memory together; going on with 4\n" in out
     assert f"{run}: 4 models do not fit into memory together; going on with 2\n" in out
     assert [group.size for group in checkpoints.saved_groups(run)] == [2, 2, 2, 2]
-    for model, weights in trained_weights(eight, run).items():
-        np.testing.assert_array_equal(weights, alone[model])
+    for model, weights in trained_weights(small, run).items():
+        np.testing.assert_array_equal(weights, small_alone[model])
 
 
-def test_one_model_too_large_for_memory_is_named(eight, tmp_path, monkeypatch):
+def test_one_model_too_large_for_memory_is_named(small, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "programs", with_memory_for(0))
     with pytest.raises(InputError, match=r"one model alone does not fit into memory \(RESOURCE"):
-        training.train(with_train(eight, group=2), tmp_path / "run", jax.devices()[:1])
+        training.train(with_train(small, group=2), tmp_path / "run", jax.devices()[:1])
 
 
-def test_models_too_few_for_all_devices_leave_some_alone(eight, alone, tmp_path, monkeypatch):
+def test_models_too_few_for_all_devices_leave_some_alone(small, small_alone, tmp_path, monkeypatch):
     """Six models in groups of four on four devices: the last two on two."""
     used = []
 
@@ -296,10 +313,10 @@ def test_models_too_few_for_all_devices_leave_some_alone(eight, alone, tmp_path,
 
     monkeypatch.setattr(training, "programs", programs)
     run = tmp_path / "run"
-    training.train(with_train(eight, models=6, group=4), run, jax.devices()[:4])
+    training.train(with_train(small, models=6, group=4), run, jax.devices()[:4])
     assert used == [4, 2]
-    for model, weights in trained_weights(with_train(eight, models=6), run).items():
-        np.testing.assert_array_equal(weights, alone[model])
+    for model, weights in trained_weights(with_train(small, models=6), run).items():
+        np.testing.assert_array_equal(weights, small_alone[model])
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_model_epoch_and_cure(tiny, tmp_path):
