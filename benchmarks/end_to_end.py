@@ -76,12 +76,6 @@ def timed(command: Sequence[str], environment: dict[str, str]) -> tuple[float, f
     return seconds, cpu, done.stdout
 
 
-def training_log(run: Path) -> list[dict]:
-    """One record per group and epoch; among others `models` [first, last], `epoch`, `seconds`."""
-    files = sorted((run / "train_log").glob("*.jsonl")) or [run / "train_log.jsonl"]
-    return [json.loads(text) for path in files for text in path.read_text().splitlines()]
-
-
 def lira_jax(options: list[str], epochs: int, environment: dict[str, str]) -> Result:
     """train.py in a new run directory, then score.py for the accuracies."""
     with tempfile.TemporaryDirectory(prefix="lira_jax_end_to_end_") as folder:
@@ -95,7 +89,7 @@ def lira_jax(options: list[str], epochs: int, environment: dict[str, str]) -> Re
         # The first epoch of the process compiles; the median leaves it out.
         per_model_epoch = statistics.median(
             record["seconds"] / (record["models"][1] - record["models"][0] + 1)
-            for record in training_log(run)
+            for record in run_dir.read_log(run)
         )
     models = len(right)
     return Result(

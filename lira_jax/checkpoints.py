@@ -190,9 +190,10 @@ def plan(
         Finished groups (of all models) and groups to train (of the share), each in order of models.
 
     Raises:
-        InputError: overlapping groups, or models beyond those of the run.
+        InputError: overlapping groups, or one that reaches beyond the models of the run.
     """
-    saved = saved_groups(run)
+    # Those beyond were begun by a process that takes the run to more models.
+    saved = [group for group in saved_groups(run) if group.first < models]
     free = set(range(models))
     for group in saved:
         extent = set(group.models)

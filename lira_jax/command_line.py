@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -69,13 +71,15 @@ def run_stage(stage: Callable[[Sequence[str]], None]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal may lack – or ×
             stream.reconfigure(errors="backslashreplace")
+    # Of its own, since process 1 of a container ignores a signal that it has no handler for.
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         stage(sys.argv[1:])
         sys.stdout.flush()
     except InputError as error:
         _refuse(str(error))
     except BrokenPipeError:  # whoever read the output, such as head, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _no_output()
         sys.exit(1)
     except OSError as error:
         if error.filename is None:
@@ -84,13 +88,29 @@ def run_stage(stage: Callable[[Sequence[str]], None]) -> None:
     except MemoryError as error:
         _refuse(f"not enough memory ({error}); use fewer models or examples")
     except Stopped as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
+        _end(str(error), error.exit_code)
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(130)
+        _end("stopped", 130)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _refuse(message: str) -> NoReturn:
-    print("error:", " ".join(message.splitlines()), file=sys.stderr)
-    sys.exit(2)
+    _end("error: " + " ".join(message.splitlines()), 2)
+
+
+def _end(message: str, code: int) -> NoReturn:
+    try:
+        print(message, file=sys.stderr, flush=True)
+        sys.stdout.flush()
+    except BrokenPipeError:  # Ctrl-C ends `| tee` first
+        _no_output()
+    sys.exit(code)
+
+
+def _no_output() -> None:
+    """Let what is still to be written go nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            os.dup2(nowhere, stream.fileno())

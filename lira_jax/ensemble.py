@@ -23,6 +23,7 @@ from jax.sharding import PartitionSpec as P
 
 from lira_jax import shards
 from lira_jax.errors import InputError
+from lira_jax.progress import say
 from lira_jax.shards import Shard
 
 AXIS = "models"
@@ -123,7 +124,7 @@ def halved(run: Path, models: int, error: jax.errors.JaxRuntimeError) -> int:
             f"{run}: one model alone does not fit into memory ({reason[:200]}); use a device with "
             "more, a smaller --score.batch_size, or a smaller train.batch_size in a new run"
         )
-    print(f"{run}: {models} models do not fit into memory together; going on with {models // 2}")
+    say(f"{run}: {models} models do not fit into memory together; going on with {models // 2}")
     return models // 2
 
 

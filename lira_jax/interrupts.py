@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from lira_jax.progress import say
 
 
 class Stopped(Exception):
@@ -31,7 +32,7 @@ class StopRequest:
             return
         self.signum = signum
         text = "stopping at the next safe point; Ctrl-C again stops at once, unsaved"
-        print(text, file=sys.stderr, flush=True)
+        say(text, "stderr")
 
     def check(self, message: str) -> None:
         """Raise `Stopped` with this message if a signal has come."""

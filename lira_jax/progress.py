@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 
 from tqdm import tqdm
 
 LINE_SECONDS = 10.0
+
+
+def say(text: str, stream: str = "stdout") -> None:
+    """Print a line in the middle of long work, which must not end because nobody reads it."""
+    with suppress(OSError):
+        print(text, file=getattr(sys, stream), flush=True)
 
 
 class Progress:
@@ -41,7 +48,7 @@ class Progress:
             self.bar.update(units)
         elif now - self.last_line >= LINE_SECONDS or self.done >= self.total:
             self.last_line = now
-            print(f"{self.title}: {status}", file=sys.stderr, flush=True)
+            say(f"{self.title}: {status}", "stderr")
 
     def warm_up(self, units: int) -> None:
         """Count units that took longer than others will, as the first do, and start the clock."""

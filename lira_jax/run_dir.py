@@ -9,7 +9,7 @@ import json
 import re
 import shlex
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +33,8 @@ TRAIN_LOG = "train_log"
 SCORES = "scores.npy"
 LOGITS = "logits.npy"
 SCORE_PARTS = "score_parts"
-_RETRAIN = "run train.py again"
-_RESCORE = "run score.py again"
+_RETRAIN = "run train.py again, or give train.py --repair True"
+_RESCORE = "run score.py again, or give score.py --repair True"
 
 
 @contextmanager
@@ -99,8 +99,8 @@ def prepare(
     versions: dict[str, str],
     *,
     repair: bool = False,
-) -> None:
-    """Create a run, or check that an existing one is the same experiment and go on with it.
+) -> Callable[[], None]:
+    """Check that a run can be created, or that an existing one is the same experiment.
 
     An existing run may get more models, which leave those it has as they are, and other settings
     that change no trained weight. Every shard does this; what they write is the same.
@@ -109,10 +109,15 @@ def prepare(
         versions: library versions and the digest of the data, kept in config.toml under [run].
         repair: write masks and labels anew where they are damaged.
 
+    Returns:
+        What writes the files of the run, to be called once no other process can be at work.
+
     Raises:
         InputError: another run's folder, a changed field (named, with old and new value), fewer
-            models than the run has, other data, or damaged files. Nothing is written then.
+            models than the run has, other data, or damaged files.
     """
+    # Before config.toml is looked for: another shard, beginning too, writes that first.
+    held = [name for name in names(run) if not name.startswith(".")]
     if run.exists() and not run.is_dir():
         raise InputError(f"{run}: is a file, not a folder; give --run another path")
     if (run / CONFIG).exists():
@@ -133,7 +138,7 @@ def prepare(
                 f"{run}: the data have changed since this run began (digest {digest[:12]}… before, "
                 f"{versions['data_digest'][:12]}… now); restore them or use another --run folder"
             )
-    elif any(not name.startswith(".") for name in names(run)):
+    elif held:
         raise InputError(
             f"{run}: is not empty and holds no run (no {CONFIG}); give --run a new folder"
         )
@@ -148,15 +153,22 @@ def prepare(
         )
     if old and not np.array_equal(held_labels, labels):
         raise InputError(f"{run / LABELS}: labels differ from the data; use another --run folder")
-    if old is None:
-        # First: from here on the folder is a run, and an interrupted call can be repeated.
-        write_text(run / CONFIG, configs.to_toml(experiment, versions))
-    for path, array, held in ((run / KEEP, keep, held_keep), (run / LABELS, labels, held_labels)):
-        if held is array or len(held) < len(array):
-            write_array(path, array)
-    if old and experiment != old:
-        # Last: the run has more models only once all else says so.
-        write_text(run / CONFIG, configs.to_toml(experiment, versions))
+
+    def write() -> None:
+        if old is None:
+            # First: from here on the folder is a run, and an interrupted call can be repeated.
+            write_text(run / CONFIG, configs.to_toml(experiment, versions))
+        for path, array, found in (
+            (run / KEEP, keep, held_keep),
+            (run / LABELS, labels, held_labels),
+        ):
+            if found is array or len(found) < len(array):
+                write_array(path, array)
+        if old and experiment != old:
+            # Last: the run has more models only once all else says so.
+            write_text(run / CONFIG, configs.to_toml(experiment, versions))
+
+    return write
 
 
 def _held(path: Path, drawn: np.ndarray, shape: Sequence[int | None], repair: bool) -> np.ndarray:
@@ -255,42 +267,54 @@ class Scored:
         return {*range(self.whole), *in_parts}
 
 
-def scored(run: Path, examples: int, queries: int, classes: int, *, repair: bool = False) -> Scored:
-    """What has been scored so far, each file checked.
+def scored(
+    run: Path, models: int, examples: int, queries: int, classes: int, share: range | None = None,
+    *, repair: bool = False,
+) -> Scored:  # fmt: skip
+    """What has been scored so far of models 0 … N − 1.
 
     Args:
-        repair: remove damaged files, so that their models count as not scored.
+        share: models whose parts are read and checked; those of others are taken as they are
+            named, until they are put together. Default all.
+        repair: remove damaged files among these, so that their models count as not scored.
 
     Raises:
         InputError: a damaged or foreign file, or scores of other views.
     """
 
-    def rows(path: Path, columns: int | None, models: int | None = None) -> int:
+    def rows(path: Path, columns: int | None, count: int | None = None) -> int:
         if not path.exists():
             return 0
         try:
-            array = read_array(path, np.float32, (models, examples, columns), _RESCORE)
-        except InputError:
+            array = read_array(path, np.float32, (count, examples, columns), _RESCORE)
+        except InputError as error:
             if not repair:
                 raise
+            print(f"removed: {error}")
             remove(path)
             return 0
         if columns is None and array.shape[2] != queries:
+            place = path.parent if path.parent.name == SCORE_PARTS else path
             raise InputError(
                 f"{path}: holds {array.shape[2]} views, not score.views = {queries}; give "
-                f"--score.views {array.shape[2]} to go on with it, or delete it to score anew"
+                f"--score.views {array.shape[2]} to go on with it, or delete {place} to score anew"
             )
         return len(array)
 
-    whole = min(rows(run / SCORES, None), rows(run / LOGITS, classes))
+    # Parts before the whole: whoever puts them together removes them only afterwards.
     parts = []
     for first, last in _parts(run):
         size = last - first + 1
-        in_scores = rows(_part(run, "scores", first, last), None, size)
-        in_logits = rows(_part(run, "logits", first, last), classes, size)
-        if in_scores == in_logits == size and last >= whole:
+        mine = share is None or first in share
+        paths = [_part(run, kind, first, last) for kind in ("scores", "logits")]
+        if mine:
+            found = [rows(paths[0], None, size), rows(paths[1], classes, size)] == [size, size]
+        else:
+            found = all(path.exists() for path in paths)
+        if found and last < models:
             parts.append((first, last))
-    return Scored(whole, parts)
+    whole = min(rows(run / SCORES, None), rows(run / LOGITS, classes))
+    return Scored(whole, [(first, last) for first, last in parts if last >= whole])
 
 
 def assemble_scores(run: Path, models: int, examples: int, queries: int, classes: int) -> list[int]:
@@ -304,31 +328,31 @@ def assemble_scores(run: Path, models: int, examples: int, queries: int, classes
     Raises:
         InputError: a damaged or foreign file.
     """
+    nobody = range(0)
+    found = scored(run, models, examples, queries, classes, nobody)
+    missing = sorted(set(range(models)) - found.models)
+    if missing:
+        return missing
+
+    def each_row(name: str, kind: str, columns: int) -> Iterator[np.ndarray]:
+        shape = (None, examples, columns)
+        if found.whole:
+            yield from read_array(run / name, np.float32, shape, _RESCORE)[: found.whole, None]
+        done = found.whole
+        for first, last in sorted(found.parts):
+            part = read_array(_part(run, kind, first, last), np.float32, shape, _RESCORE)
+            yield from part[done - first :, None]
+            done = max(done, last + 1)
+
     try:
-        found = scored(run, examples, queries, classes)
-        missing = sorted(set(range(models)) - found.models)
-        if missing or found.whole >= models:
-            if not missing:
-                remove(run / SCORE_PARTS)
-            return missing
-
-        def each_row(name: str, kind: str, columns: int) -> Iterator[np.ndarray]:
-            shape = (None, examples, columns)
-            if found.whole:
-                yield from read_array(run / name, np.float32, shape, _RESCORE)[: found.whole, None]
-            done = found.whole
-            for first, last in sorted(found.parts):
-                part = read_array(_part(run, kind, first, last), np.float32, shape, _RESCORE)
-                yield from part[done - first :, None]
-                done = max(done, last + 1)
-
         # Rows count only where both files have them, so a kill between the two loses none.
         for name, kind, columns in ((LOGITS, "logits", classes), (SCORES, "scores", queries)):
-            shape = (models, examples, columns)
-            write_rows(run / name, np.float32, shape, each_row(name, kind, columns))
-    except (InputError, FileNotFoundError):
+            if found.whole < models:
+                shape = (models, examples, columns)
+                write_rows(run / name, np.float32, shape, each_row(name, kind, columns))
+    except InputError:
         # Another shard may have put all together and removed the parts while this one read them.
-        if scored(run, examples, queries, classes).whole < models:
+        if scored(run, models, examples, queries, classes, nobody).whole < models:
             raise
     remove(run / SCORE_PARTS)
     return []

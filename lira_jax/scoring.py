@@ -112,7 +112,7 @@ def score(
     queries, classes = len(views.mirror), data.classes
     check_shift(int(np.abs(views.down).max()), data.image_shape, f"score.views = {queries}")
     with run_dir.lock(run, "score", share):
-        done = run_dir.scored(run, examples, queries, classes, repair=repair).models
+        done = run_dir.scored(run, models, examples, queries, classes, share, repair=repair).models
         left = [
             (group, [n for n in group.models if n in share and n not in done]) for group in finished
         ]
@@ -130,7 +130,10 @@ def score(
         )
         return
     logits = run_dir.read_array(
-        run / run_dir.LOGITS, np.float32, (models, examples, classes), "run score.py again"
+        run / run_dir.LOGITS,
+        np.float32,
+        (models, examples, classes),
+        "run score.py again, or give score.py --repair True",
     )
     correct = np.stack([np.argmax(row, axis=1) == data.labels for row in logits])
     print(

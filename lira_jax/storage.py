@@ -9,12 +9,11 @@ it is uploaded. No JAX.
 from __future__ import annotations
 
 import errno
-import glob
 import hashlib
 import logging
 import os
+import secrets
 import shutil
-import socket
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -27,6 +26,7 @@ from lira_jax.errors import InputError
 
 _MARK = b"\nsha256 "
 _TRAILER = len(_MARK) + 64 + 1
+_BESIDE = ".unfinished-"
 _COPY = 2**22
 
 
@@ -113,17 +113,38 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{socket.gethostname()}-{os.getpid()}-{path.name}")
+        beside, file = _open_beside(path)
         try:
-            with beside.open("w+b") as file:
+            with file:
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
-            beside.replace(path)
+                beside.replace(path)
         finally:
             beside.unlink(missing_ok=True)
     except OSError as error:
         raise cannot_write(path, error.strerror or str(error)) from None
+
+
+def _open_beside(path: Path) -> tuple[Path, BinaryIO]:
+    """A new file beside a path, locked for as long as it is open, so that `sweep` spares it."""
+    while True:
+        beside = path.with_name(f"{_BESIDE}{secrets.token_hex(6)}-{path.name}")
+        file = beside.open("x+b")
+        if not _lock(file) or os.fstat(file.fileno()).st_nlink:
+            return beside, file
+        file.close()  # swept between the two calls
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Lock a whole file; False where another holds it or there are no locks."""
+    try:
+        import fcntl  # not on Windows
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError):
+        return False
+    return True
 
 
 def cannot_write(path: Path, reason: str) -> InputError:
@@ -140,26 +161,15 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed processes of this host left half written anywhere below a folder."""
-    if is_remote(folder) or not folder.is_dir():
+    """Remove what killed processes left half written anywhere below a folder: what none locks."""
+    if is_remote(folder):
         return
-    mine = f".{socket.gethostname()}-"
-    for path in folder.rglob(f"{glob.escape(mine)}*"):
-        pid = path.name.removeprefix(mine).partition("-")[0]
-        if pid.isdecimal() and not _is_other_process(int(pid)):
-            path.unlink(missing_ok=True)
-
-
-def _is_other_process(pid: int) -> bool:
-    if pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+    for where, _, files in os.walk(folder):
+        for name in files:
+            if name.startswith(_BESIDE):
+                with suppress(OSError), (Path(where) / name).open("rb") as file:
+                    if _lock(file):
+                        (Path(where) / name).unlink(missing_ok=True)
 
 
 def write_checked(path: Path, write: Callable[[BinaryIO], Any]) -> None:
@@ -232,17 +242,20 @@ def read_array(path: Path, dtype: Any, shape: Sequence[int | None], remedy: str)
     if is_remote(path):
         return _read_remote(path, dtype, shape, remedy)
     try:
-        array = np.lib.format.open_memmap(path, "r")
+        whole = _is_as_written(path)  # before the header, of which any part may be damaged
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; {remedy}") from None
-    except PermissionError:
-        raise  # not damaged, so nothing to be repaired
-    # A damaged header makes NumPy raise whatever its parts do: ValueError, OverflowError, …
-    except Exception as error:
-        reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
+    except IsADirectoryError:
+        whole = False
+    if not whole:
         raise InputError(
-            f"{path}: truncated or not a NumPy array ({reason}); delete it and {remedy}"
-        ) from None
+            f"{path}: damaged: its length or checksum is not what was written; "
+            f"delete it and {remedy}"
+        )
+    try:
+        array = np.lib.format.open_memmap(path, "r")
+    except ValueError as error:  # a checkpoint in its place, say
+        raise InputError(f"{path}: not a NumPy array ({error}); delete it and {remedy}") from None
     expected = "[" + ", ".join("any" if size is None else str(size) for size in shape) + "]"
     fits = array.ndim == len(shape) and all(
         size in (None, actual) for size, actual in zip(shape, array.shape, strict=True)
@@ -252,18 +265,13 @@ def read_array(path: Path, dtype: Any, shape: Sequence[int | None], remedy: str)
             f"{path}: holds {array.dtype} {list(array.shape)} instead of "
             f"{np.dtype(dtype)} {expected}; it is not this run's: delete it and {remedy}"
         )
-    if not _is_as_written(path, array):
-        raise InputError(
-            f"{path}: damaged: its length or checksum is not what was written; "
-            f"delete it and {remedy}"
-        )
     return array
 
 
-def _is_as_written(path: Path, array: np.memmap) -> bool:
+def _is_as_written(path: Path) -> bool:
     with path.open("rb") as file:
         left = file.seek(0, os.SEEK_END) - _TRAILER
-        if left != array.offset + array.nbytes:
+        if left < 0:
             return False
         file.seek(0)
         digest = hashlib.sha256()

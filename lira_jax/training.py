@@ -32,7 +32,7 @@ from lira_jax.datasets import Dataset
 from lira_jax.errors import InputError
 from lira_jax.interrupts import StopRequest, stop_requests
 from lira_jax.networks import Network
-from lira_jax.progress import Progress
+from lira_jax.progress import Progress, say
 from lira_jax.shards import Shard
 from lira_jax.views import augmented, check_shift, plain
 
@@ -283,10 +283,13 @@ def train(
     began = time.monotonic()
     data = candidates(experiment)
     build_network(experiment, data)  # refuses what cannot be built before anything is written
-    run_dir.prepare(run, experiment, data.keep, data.labels, versions(data.digest), repair=repair)
+    write = run_dir.prepare(
+        run, experiment, data.keep, data.labels, versions(data.digest), repair=repair
+    )
     models, steps = experiment.train.models, total_steps(experiment, int(data.keep[0].sum()))
     share = shard.models(models)
     with run_dir.lock(run, "train", share):
+        write()
         if repair:
             for group in checkpoints.repair(run, share):
                 names = run_dir.as_ranges(group.models)
@@ -302,8 +305,8 @@ def train(
         )
         trained = sum(n in share for group in finished for n in group.models)
         goal = trained + sum(group.size for group in todo)
-        begun = sum(group.size * group.step for group in todo)
-        progress = Progress(goal * steps, trained * steps + begun, "train")
+        ahead = sum(group.size * group.step for group in todo)
+        progress = Progress(goal * steps, trained * steps + ahead, "train")
         work = _Work(experiment, run, data, steps, goal, began, progress)
         try:
             with stop_requests() as stop:
@@ -314,17 +317,27 @@ def train(
                         trained += group.size
                     except jax.errors.JaxRuntimeError as error:
                         size = ensemble.halved(run, group.size, error)
-                        if group.step:
-                            checkpoints.halve(run, group, _like(group, on_mesh))
+                        for begun in checkpoints.saved_groups(run):
+                            if begun.models == group.models:
+                                checkpoints.halve(run, begun, _like(begun, on_mesh))
                     finished, todo = checkpoints.plan(run, models, steps, size, share)
         finally:
             progress.close()
-    in_all = sum(group.size for group in finished)
-    if in_all == models:
+    done = {n for group in finished for n in group.models}
+    elsewhere = [n for n in share if n not in done]
+    if len(done) == models:
         print(f"{run}: all {models} models are trained", flush=True)
+    elif elsewhere:
+        print(
+            f"{run}: models {run_dir.as_ranges(elsewhere)} of shard {shard} are in a group begun "
+            "earlier, whose first model is another shard's: that one trains them",
+            flush=True,
+        )
     else:
-        names = f"models {run_dir.as_ranges(share)}" if share else "no models"
-        print(f"{run}: shard {shard} ({names}) is trained, {in_all} of {models} in all", flush=True)
+        which = f"models {run_dir.as_ranges(share)}" if share else "no models"
+        print(
+            f"{run}: shard {shard} ({which}) is trained, {len(done)} of {models} in all", flush=True
+        )
 
 
 @dataclass(frozen=True)
@@ -407,7 +420,7 @@ def _train_group(
         seconds += lasted
         units = group.size * (until - at)
         if progress.fresh:  # with compilation
-            print(f"{run}: first step after {time.monotonic() - work.began:.1f} s", flush=True)
+            say(f"{run}: first step after {time.monotonic() - work.began:.1f} s")
             progress.warm_up(units)
         else:
             progress.advance(

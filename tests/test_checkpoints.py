@@ -220,7 +220,7 @@ def test_groups_keep_their_extent_and_step_whatever_the_size_is_now(tmp_path):
     )
 
 
-@pytest.mark.parametrize("group", [Group(2, 4, 9), Group(8, 9, 9)])
+@pytest.mark.parametrize("group", [Group(2, 4, 9), Group(7, 9, 9)])
 def test_groups_that_overlap_or_reach_beyond_the_run_are_refused(tmp_path, group):
     begun(tmp_path, Group(0, 3, 9), group)
     with pytest.raises(InputError, match=r"delete that file and run train.py again"):
@@ -235,3 +235,8 @@ def test_a_share_has_its_own_models_and_the_groups_that_begin_in_it(tmp_path):
     ]
     assert plan(tmp_path, 12, 9, 3, range(8, 12))[1] == [Group(10, 11)]
     assert plan(tmp_path, 12, 9, 3, range(8, 8))[1] == []
+
+
+def test_groups_of_models_that_another_process_adds_are_left_alone(tmp_path):
+    begun(tmp_path, Group(0, 3, 9), Group(8, 9, 9))
+    assert plan(tmp_path, 8, 9, 2) == ([Group(0, 3, 9)], [Group(4, 5), Group(6, 7)])

@@ -353,7 +353,7 @@ def test_training_refuses_to_begin_where_something_else_is(refused, tmp_path, to
     (tmp_path / "folder" / "thesis.tex").write_text("chapter 1")
     assert "is a file, not a folder" in refused(train, toml, "--run", tmp_path / "file")
     message = refused(train, toml, "--run", tmp_path / "file" / "run")
-    assert "file/run/config.toml: cannot be written" in message
+    assert "file/run/.lock-train: cannot be written (Not a directory)" in message
     message = refused(train, toml, "--run", tmp_path / "folder")
     assert "is not empty and holds no run" in message
     assert "File name too long" in refused(train, toml, "--run", tmp_path / ("x" * 300))
@@ -472,7 +472,7 @@ def test_a_damaged_config_of_a_run_is_refused(refused, run):
 def test_other_views_than_those_scored_are_refused(refused, run):
     message = refused(score, "--run", run, "--score.views", "1")
     assert "scores.npy: holds 2 views" in message
-    assert "give --score.views 2 to go on with it, or delete it" in message
+    assert "give --score.views 2 to go on with it, or delete" in message
     message = refused(score, "--run", run, "--score.views", "18")
     assert "scores.npy: holds 2 views" in message
     assert "delete" in message

@@ -18,10 +18,12 @@ from pathlib import Path
 import pytest
 
 from lira_jax import checkpoints, run_dir
+from lira_jax.storage import names
 from tests.conftest import files_of
 from tests.test_command_line import EXPERIMENT, STEPS, assert_same_run
 
 ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = {"train": run_dir.CHECKPOINTS, "score": run_dir.SCORE_PARTS}
 KILLS = int(os.environ.get("LIRA_JAX_KILLS", "3"))
 SECONDS = 240
 
@@ -93,7 +95,7 @@ def wait_for(path, process):
 
 
 def temporary_files(run):
-    return [name for name in files_of(run) if f".{socket.gethostname()}-" in name]
+    return [name for name in files_of(run) if ".unfinished-" in name]
 
 
 def test_a_run_killed_again_and_again_is_bitwise_the_undisturbed_one(made, start, tmp_path):
@@ -102,13 +104,17 @@ def test_a_run_killed_again_and_again_is_bitwise_the_undisturbed_one(made, start
     moments = random.Random(seed)
     empty.mkdir()
     for script in ("train", "score"):
-        before = tmp_path / f"before_{script}"
+        before, folder = tmp_path / f"before_{script}", FOLDERS[script]
         shutil.copytree(run if script == "score" else empty, before)
         kills, seconds = 0, 0.2
         while kills < KILLS:
             (run / f".lock-{script}").unlink(missing_ok=True)
             process = start(script, run)
             wait_for(run / f".lock-{script}", process)
+            if kills % 2 == 0:  # once something has been written, else at any moment
+                written = names(run / folder)
+                while process.poll() is None and names(run / folder) == written:
+                    time.sleep(0.002)
             begun = time.monotonic()
             time.sleep(moments.uniform(0, seconds))
             if process.poll() is None:
@@ -157,14 +163,16 @@ def test_the_second_of_two_processes_on_the_same_models_refuses(start, tmp_path)
     first = start("train", run, "--train.epochs", 10**6)
     wait_for(run / ".lock-train", first)
     wait_for(run / "checkpoints", first)
-    for shard in ("0/1", "1/2"):
-        second = start("train", run, "--train.epochs", 10**6, "--shard", shard)
+    about = (run / "config.toml").read_bytes(), (run / "keep.npy").read_bytes()
+    for models, words in (("0–3", []), ("2–3", ["--shard", "1/2"]), ("0–7", ["--train.models", 8])):
+        second = start("train", run, "--train.epochs", 10**6, *words)
         _, err = second.communicate(timeout=SECONDS)
         assert second.returncode == 2
         assert err == (
-            f"error: {run}: another train.py is at work on models among "
-            f"{'0–3' if shard == '0/1' else '2–3'}; wait for it or stop it\n"
+            f"error: {run}: another train.py is at work on models among {models}; "
+            "wait for it or stop it\n"
         )
+    assert ((run / "config.toml").read_bytes(), (run / "keep.npy").read_bytes()) == about
     first.terminate()
     time.sleep(0.05)
     first.terminate()  # as Slurm does at the end of the grace time
@@ -173,6 +181,19 @@ def test_the_second_of_two_processes_on_the_same_models_refuses(start, tmp_path)
     assert first.returncode in (143, -signal.SIGTERM)
     [group] = checkpoints.saved_groups(run)
     assert group.step > 0
+
+
+def test_ctrl_c_saves_though_whoever_read_the_output_has_gone(start, tmp_path):
+    """As in `train.py … 2>&1 | tee log`, where Ctrl-C ends tee first."""
+    run = tmp_path / "run"
+    process = start("train", run, "--train.epochs", 10**6)
+    wait_for(run / "checkpoints", process)
+    process.stdout.close()
+    process.stderr.close()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=SECONDS) == 130
+    assert checkpoints.saved_groups(run)
+    process.stdout = process.stderr = None
 
 
 def test_three_shards_as_three_processes_make_the_run_of_one(made, start, tmp_path):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import shutil
-import socket
 import subprocess
 import sys
 
@@ -29,7 +29,7 @@ def masks(models):
 def prepare(run, experiment, **changes):
     models = experiment.train.models
     arguments = {"keep": masks(models), "labels": LABELS, "versions": VERSIONS} | changes
-    run_dir.prepare(run, experiment, **arguments)
+    run_dir.prepare(run, experiment, **arguments)()
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def test_damaged_masks_and_labels_are_refused_and_written_again_once_deleted(
     (run / name).write_bytes(damage(whole[name]))
     message = refusal(run, lambda: prepare(run, tiny))
     assert f"{run}/{name}: " in message
-    assert message.endswith("delete it and run train.py again")
+    assert message.endswith("delete it and run train.py again, or give train.py --repair True")
     (run / name).unlink()
     prepare(run, tiny)
     assert files_of(run) == whole
@@ -247,7 +247,7 @@ def rows(models, value=0):
 
 
 def scored(run):
-    return run_dir.scored(run, E, 2, K)
+    return run_dir.scored(run, 9, E, 2, K)
 
 
 def assemble(run, models):
@@ -344,9 +344,9 @@ def test_damaged_scores_are_refused_and_scored_anew_on_request(run, name):
     flip(run / name)
     message = refusal(run, lambda: scored(run))
     assert message.startswith(f"{run}/{name}: damaged: its length or checksum")
-    assert message.endswith("delete it and run score.py again")
+    assert message.endswith("delete it and run score.py again, or give score.py --repair True")
     assert name in refusal(run, lambda: run_dir.read_score_set(run))
-    assert run_dir.scored(run, E, 2, K, repair=True).models == set()
+    assert run_dir.scored(run, 9, E, 2, K, repair=True).models == set()
 
 
 @pytest.mark.parametrize("kind", ["scores", "logits"])
@@ -355,19 +355,20 @@ def test_a_damaged_part_is_refused_and_scored_anew_on_request(run, kind):
     run_dir.write_part(run, 2, *rows([2, 3]))
     flip(run / run_dir.SCORE_PARTS / f"{kind}_00002-00003.npy")
     assert f"{kind}_00002-00003.npy: damaged" in refusal(run, lambda: scored(run))
-    assert f"{kind}_00002-00003.npy: damaged" in refusal(run, lambda: assemble(run, 4))
-    assert run_dir.scored(run, E, 2, K, repair=True).models == {0, 1}
+    with pytest.raises(InputError, match=f"{kind}_00002-00003.npy: damaged"):
+        assemble(run, 4)
+    assert run_dir.scored(run, 9, E, 2, K, repair=True).models == {0, 1}
     run_dir.write_part(run, 2, *rows([2, 3]))
     assert assemble(run, 4) == []
 
 
 def test_scores_of_other_views_or_examples_are_refused(run):
     run_dir.write_part(run, 0, *rows([0, 1]))
-    message = refusal(run, lambda: run_dir.scored(run, E, 18, K))
+    message = refusal(run, lambda: run_dir.scored(run, 9, E, 18, K))
     assert "holds 2 views, not score.views = 18; give --score.views 2" in message
-    assert "delete it" in refusal(run, lambda: run_dir.scored(run, E + 1, 2, K))
+    assert "delete it" in refusal(run, lambda: run_dir.scored(run, 9, E + 1, 2, K))
     assemble(run, 2)
-    message = refusal(run, lambda: run_dir.scored(run, E, 18, K))
+    message = refusal(run, lambda: run_dir.scored(run, 9, E, 18, K))
     assert "scores.npy: holds 2 views, not score.views = 18; give --score.views 2" in message
 
 
@@ -447,24 +448,82 @@ with run_dir.lock(Path({str(run)!r}), "train", range(4, 8)):
         pass
 
 
-def test_what_a_killed_process_of_this_host_left_half_written_is_removed(run):
-    process = subprocess.Popen(["true"])
-    process.wait()
-    host = socket.gethostname()
-    names = {
-        f".{host}-{process.pid}-a.npy": False,
-        f".{host}-{os.getpid()}-a.npy": False,
-        f".{host}-1-a.npy": True,  # alive
-        f".{host}2-{process.pid}-a.npy": True,
-        f"{host}-{process.pid}-a.npy": True,
-    }
-    for name in names:
-        (run / name).touch()
-        (run / run_dir.SCORE_PARTS).mkdir(exist_ok=True)
-        (run / run_dir.SCORE_PARTS / name).touch()
+def test_what_a_killed_process_left_half_written_is_removed_and_what_is_being_written_is_not(run):
+    """In a process of its own: no file of ours is ever being written by ourselves."""
+    code = f"""
+import sys
+from pathlib import Path
+from lira_jax import storage
+def write(file):
+    file.write(b"half")
+    file.flush()
+    print("writing", flush=True)
+    sys.stdin.read()
+storage.write_whole(Path({str(run)!r}) / "score_parts" / "a.npy", write)
+"""
+    writer = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    (run / ".unfinished-0-b.npy").touch()
+    try:
+        assert writer.stdout.readline() == "writing\n"
+        with run_dir.lock(run, "score", range(2)):
+            unfinished = [name for name in files_of(run) if ".unfinished-" in name]
+            assert len(unfinished) == 1
+            assert unfinished[0].endswith("-a.npy")
+    finally:
+        writer.kill()
+        writer.communicate()
     with run_dir.lock(run, "score", range(2)):
-        for folder in (run, run / run_dir.SCORE_PARTS):
-            assert {name: (folder / name).exists() for name in names} == names
+        assert not [name for name in files_of(run) if ".unfinished-" in name]
+
+
+def test_parts_of_other_shards_are_not_read_until_all_come_together(run):
+    run_dir.write_part(run, 0, *rows([0, 1]))
+    run_dir.write_part(run, 2, *rows([2, 3]))
+    flip(run / run_dir.SCORE_PARTS / "scores_00002-00003.npy")
+    assert run_dir.scored(run, 4, E, 2, K, range(2)).models == {0, 1, 2, 3}
+    before = files_of(run)
+    assert run_dir.scored(run, 4, E, 2, K, range(2), repair=True).models == {0, 1, 2, 3}
+    assert files_of(run) == before
+    with pytest.raises(InputError, match=r"scores_00002-00003\.npy: damaged"):
+        assemble(run, 4)
+
+
+def test_parts_of_models_that_are_being_added_are_left_alone(run):
+    run_dir.write_part(run, 0, *rows([0, 1]))
+    run_dir.write_part(run, 2, *rows([2, 3]))
+    assert run_dir.scored(run, 2, E, 2, K).models == {0, 1}
+
+
+def test_shards_that_begin_a_run_at_once_all_may(tmp_path, tiny, monkeypatch):
+    """One writes config.toml while this one looks at what there is."""
+    run, real = tmp_path / "run", run_dir.names
+
+    def names(folder, calls=[]):  # noqa: B006
+        found = real(folder)
+        if not calls:
+            calls.append(1)
+            prepare(run, tiny)
+        return found
+
+    monkeypatch.setattr(run_dir, "names", names)
+    prepare(run, tiny)
+    assert run_dir.read_config(run) == tiny
+
+
+def test_a_disk_that_fails_is_not_taken_for_damage(run, monkeypatch):
+    run_dir.write_part(run, 0, *rows([0, 1]))
+    assemble(run, 2)
+    before = files_of(run)
+
+    def fail(path):
+        raise OSError(errno.ESTALE, "Stale file handle", str(path))
+
+    monkeypatch.setattr(storage, "_is_as_written", fail)
+    with pytest.raises(OSError, match="Stale file handle"):
+        run_dir.scored(run, 2, E, 2, K, repair=True)
+    assert files_of(run) == before
 
 
 @pytest.mark.parametrize(
