@@ -94,7 +94,7 @@ def attack(
             ATTACKS.values(), desc="attacks", leave=False, disable=None if progress else True
         )
         for family in families:
-            for name, scores in family(score_set, rule, config, progress).items():
+            for name, scores in family.attack(score_set, rule, config, progress).items():
                 curve = evaluation.roc(scores, member)
                 figures = evaluation.summary(curve)
                 entries.append(_entry(name, scores, member, figures, rule.fold))

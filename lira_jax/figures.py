@@ -34,9 +34,8 @@ STYLES: dict[str, tuple[str, _Line]] = {
     # These two often coincide: the dashes of one lie in the gaps of the other.
     "lira-offline-global": (_ORANGE, (0, (3.0, 3.0))),
     "lira-offline-pooled": (_PINK, (3, (3.0, 3.0))),
-    "loss-per-example": (_BLACK, "-."),
-    "logit": (_GREEN, ":"),
-    "loss": (_BLACK, ":"),
+    "watson": (_BLACK, "-."),
+    "yeom": (_BLACK, ":"),
     "global-threshold": (_GREEN, ":"),
 }
 _UNKNOWN: tuple[str, _Line] = ("#7F7F7F", "-")

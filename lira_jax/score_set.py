@@ -39,6 +39,9 @@ class ScoreSet:
         source: where the arrays came from, for messages.
         labels: true labels, int [E].
         logits: logits under the identity view, float [N, E, K].
+        merlin: share of noisy copies of the example with greater loss than it, in [0, 1], [N, E].
+        gradient_norm: norm of the loss's gradient by the weights, float [N, E].
+        canary: True where the example was inserted to be memorised, bool [E].
     """
 
     scores: Float[np.ndarray, "N E Q"]
@@ -47,6 +50,9 @@ class ScoreSet:
     source: str
     labels: Int[np.ndarray, " E"] | None = None
     logits: Float[np.ndarray, "N E K"] | None = None
+    merlin: Float[np.ndarray, "N E"] | None = None
+    gradient_norm: Float[np.ndarray, "N E"] | None = None
+    canary: Bool[np.ndarray, " E"] | None = None
 
 
 def read_npz(path: Path) -> ScoreSet:

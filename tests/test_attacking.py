@@ -13,6 +13,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from lira_jax.attacking import Protocol, attack, format_table
+from lira_jax.attacks import TITLES
 from lira_jax.config import AttackConfig
 from lira_jax.errors import InputError
 from lira_jax.score_set import ScoreSet, read_npz
@@ -53,7 +54,7 @@ def test_writes_every_file_to_its_schema(tmp_path):
     assert metrics["references"] == {"in": 3, "out": 3}
     assert metrics["centre"] == "mean"
     names = [entry["name"] for entry in metrics["attacks"]]
-    assert names == [*LIRA, "loss-per-example", "logit", "loss"]
+    assert names == list(TITLES)
     keys = {"1e-05", "0.0001", "0.001", "0.01"}
     for entry in metrics["attacks"]:
         assert set(entry["tpr_at_fpr"]) == set(entry["tpr_at_fpr_ci"]) == keys
@@ -63,7 +64,7 @@ def test_writes_every_file_to_its_schema(tmp_path):
         assert entry["targets"] == 8
         assert entry["expected_false_positives"]["0.01"] == pytest.approx(12, rel=0.1)
 
-    loss = next(entry for entry in metrics["attacks"] if entry["name"] == "loss")
+    loss = next(entry for entry in metrics["attacks"] if entry["name"] == "yeom")
     area = roc_auc_score(score_set.keep.ravel(), score_set.scores[:, :, 0].ravel())
     assert loss["auc"] == pytest.approx(area)
 
@@ -76,7 +77,7 @@ def test_writes_every_file_to_its_schema(tmp_path):
     curves = np.load(tmp_path / "attack/roc.npz")
     assert set(curves) == {f"{name}.{rate}" for name in names for rate in ("fpr", "tpr")}
     assert (
-        curves["loss.tpr"][np.searchsorted(curves["loss.fpr"], 0.01, "right") - 1]
+        curves["yeom.tpr"][np.searchsorted(curves["yeom.fpr"], 0.01, "right") - 1]
         == (loss["tpr_at_fpr"]["0.01"])
     )
 

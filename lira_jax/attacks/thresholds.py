@@ -13,40 +13,32 @@ from lira_jax.config import AttackConfig
 from lira_jax.score_set import ScoreSet
 
 
-def loss(
+def yeom(
     score_set: ScoreSet, references: References, config: AttackConfig, progress: bool = False
 ) -> dict[str, Float[np.ndarray, "N E"]]:
-    """`loss` (Yeom): −ℓ under the identity view, view 0."""
+    """`yeom` (the LOSS attack): −ℓ under the identity view, view 0."""
     del references, config, progress
-    return {"loss": -_loss(np.asarray(score_set.scores[:, :, 0], dtype=np.float64))}
+    return {"yeom": -loss_of(np.asarray(score_set.scores[:, :, 0], dtype=np.float64))}
 
 
-def logit(
+def watson(
     score_set: ScoreSet, references: References, config: AttackConfig, progress: bool = False
 ) -> dict[str, Float[np.ndarray, "N E"]]:
-    """`logit`: mean φ over the views used. With one view it ranks exactly as `loss` does."""
-    del references, progress
-    return {"logit": mean_score(score_set.scores, config.queries)}
-
-
-def loss_per_example(
-    score_set: ScoreSet, references: References, config: AttackConfig, progress: bool = False
-) -> dict[str, Float[np.ndarray, "N E"]]:
-    """`loss-per-example` (Watson, calibration): mean_out ℓ − ℓ under the identity view."""
+    """`watson` (calibrated loss): mean_out ℓ − ℓ under the identity view."""
     del config
     models, examples, _ = score_set.scores.shape
     result = np.empty((models, examples))
 
     def score_chunk(chunk: slice, scores: Float[np.ndarray, "N C 1"]) -> None:
-        losses = _loss(scores)
+        losses = loss_of(scores)
         outside = moments(losses, *base_and_dropped(references, score_set.keep, chunk, "out"))
         targets = losses.reshape(-1, references.fold, *losses.shape[1:])  # [F, B, C, 1]
         difference = outside.mean[:, np.newaxis] - targets
         result[:, chunk] = difference.reshape(models, -1)
 
-    for _ in map_chunks(score_chunk, score_set.scores, 1, "loss-per-example", progress):
+    for _ in map_chunks(score_chunk, score_set.scores, 1, "watson", progress):
         pass
-    return {"loss-per-example": result}
+    return {"watson": result}
 
 
 def mean_score(scores: Float[np.ndarray, "N E Q"], queries: int) -> Float[np.ndarray, "N E"]:
@@ -55,6 +47,6 @@ def mean_score(scores: Float[np.ndarray, "N E Q"], queries: int) -> Float[np.nda
     return np.stack([model[:, :used].mean(axis=-1, dtype=np.float64) for model in scores])
 
 
-def _loss(scores: np.ndarray) -> np.ndarray:
+def loss_of(scores: np.ndarray) -> np.ndarray:
     """ℓ = log(1 + exp(−φ)), stable for every φ."""
     return np.logaddexp(0.0, -scores)

@@ -38,7 +38,9 @@ def uneven_scores(rng, keep, queries, shift):
 
 def run(scores, keep, family="lira", **config):
     score_set = ScoreSet(scores, keep, None, "test")
-    return ATTACKS[family](score_set, references.find(score_set), AttackConfig(**config), False)
+    return ATTACKS[family].attack(
+        score_set, references.find(score_set), AttackConfig(**config), False
+    )
 
 
 def brute_force(scores, keep, centre, variance):

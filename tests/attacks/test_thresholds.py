@@ -21,24 +21,21 @@ def example(models=6, examples=50, queries=3):
     return score_set, references.find(score_set)
 
 
-def test_loss_is_minus_the_cross_entropy_of_the_identity_view():
+def test_yeom_is_minus_the_cross_entropy_of_the_identity_view():
     score_set, rule = example()
-    got = thresholds.loss(score_set, rule, AttackConfig())["loss"]
+    got = thresholds.yeom(score_set, rule, AttackConfig())["yeom"]
     np.testing.assert_allclose(got, np.log(expit(score_set.scores[:, :, 0])))
 
 
-def test_logit_averages_the_views_used_and_with_one_ranks_as_loss_does():
-    score_set, rule = example()
-    two = thresholds.logit(score_set, rule, AttackConfig(queries=2))["logit"]
+def test_mean_score_averages_the_views_used():
+    score_set, _ = example()
+    two = thresholds.mean_score(score_set.scores, 2)
     np.testing.assert_allclose(two, score_set.scores[:, :, :2].mean(axis=2))
-    one = thresholds.logit(score_set, rule, AttackConfig(queries=1))["logit"]
-    loss = thresholds.loss(score_set, rule, AttackConfig())["loss"]
-    np.testing.assert_array_equal(one.ravel().argsort(), loss.ravel().argsort())
 
 
-def test_loss_per_example_is_the_out_mean_less_the_loss():
+def test_watson_is_the_out_mean_less_the_loss():
     score_set, rule = example()
-    got = thresholds.loss_per_example(score_set, rule, AttackConfig())["loss-per-example"]
+    got = thresholds.watson(score_set, rule, AttackConfig())["watson"]
     losses = -np.log(expit(score_set.scores[:, :, 0]))
     for target, e in np.ndindex(*losses.shape):
         out = ~score_set.keep[:, e] & (np.arange(6) // 2 != target // 2)
@@ -51,7 +48,7 @@ def test_gaussian_scores_give_the_closed_form():
     keep = rng.random((models, examples)).argsort(axis=0) < models // 2
     scores = (rng.normal(size=keep.shape) + distance * keep)[..., np.newaxis]
     score_set = ScoreSet(scores, keep, None, "test")
-    got = thresholds.logit(score_set, references.find(score_set), AttackConfig())["logit"]
+    got = thresholds.yeom(score_set, references.find(score_set), AttackConfig())["yeom"]
     curve = evaluation.roc(got, keep)
     assert evaluation.auc(curve) == pytest.approx(norm.cdf(distance / np.sqrt(2)), abs=0.005)
     tpr = norm.sf(norm.isf(0.01) - distance)
