@@ -32,11 +32,19 @@ class DataConfig:
             files (Hugging Face image layout), or an `.npz` with x_train, y_train, x_test, y_test.
             Empty: use `name`.
         limit: Take the first this many training images [images]; 0 takes all.
+        canaries: Points to insert at the end of the examples, each in the training set of some
+            models like any other; attacks on them are reported apart [images].
+        canary_kind: `mislabelled`: images with a wrong label, drawn from the test split if it has
+            enough, else from the training images beyond `limit`, else the last training images,
+            which are then no longer examples with their right label. `noise`: uniform random
+            pixels with random labels.
     """
 
     name: str = "digits"
     path: str = ""
     limit: int = 0
+    canaries: int = 0
+    canary_kind: Literal["mislabelled", "noise"] = "mislabelled"
 
 
 @dataclass(frozen=True)
@@ -122,10 +130,20 @@ class ScoreConfig:
             ones [views].
         batch_size: Images (examples × views) per inference step and model; 0 picks 72 on CPU, 4,096
             elsewhere [images]. Changes scores by rounding only.
+        noisy_queries: Copies of each image with Gaussian noise on which the loss is compared with
+            the image's own, for the Merlin attack; 0 makes none, its paper has 100 [copies]. As
+            many views more to compute.
+        noise: Standard deviation of that noise, in units of the network's input, [−1, 1]: 0.02 is
+            the 0.01 of images in [0, 1], or 2.55 of 255.
+        gradient_norm: Also compute the norm of each example's loss gradient by all weights, which
+            an attacker needs the weights for.
     """
 
     views: Literal[1, 2, 18, 162] = 18
     batch_size: int = 0
+    noisy_queries: int = 0
+    noise: float = 0.02
+    gradient_norm: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,10 +154,16 @@ class AttackConfig:
         queries: Use the first this many views [views]; 0 uses all.
         centre: Centre of each example's IN and OUT scores: mean (the paper's text) or median (its
             code).
+        extra: An attack of your own to run beside the others, as `package.module:function`; empty
+            for none.
+        fpr: False-positive rate at which decisions about the model of --target are made, in
+            (0, 1).
     """
 
     queries: int = 0
     centre: Literal["mean", "median"] = "mean"
+    extra: str = ""
+    fpr: float = 0.001
 
 
 @dataclass(frozen=True)
@@ -147,7 +171,7 @@ class Experiment:
     """One experiment: a run is a function of this and nothing else.
 
     Attributes:
-        seed: Seed of masks, initial weights, data order and augmentation.
+        seed: Seed of masks, initial weights, data order, augmentation, canaries and noisy queries.
     """
 
     seed: int = 0
@@ -282,10 +306,11 @@ def check(experiment: Experiment) -> Experiment:
     """
     flat = flatten(experiment)
     minimum = {
-        "seed": 0, "data.limit": 0, "network.depth": 1, "network.width": 1, "train.models": 1,
-        "train.epochs": 1, "train.batch_size": 1, "train.weight_decay": 0, "train.shift": 0,
-        "train.cutout": 0, "train.eval_examples": 1, "train.checkpoint_minutes": 0,
-        "train.group": 0, "train.width": 0, "score.batch_size": 0, "attack.queries": 0,
+        "seed": 0, "data.limit": 0, "data.canaries": 0, "network.depth": 1, "network.width": 1,
+        "train.models": 1, "train.epochs": 1, "train.batch_size": 1, "train.weight_decay": 0,
+        "train.shift": 0, "train.cutout": 0, "train.eval_examples": 1,
+        "train.checkpoint_minutes": 0, "train.group": 0, "train.width": 0, "score.batch_size": 0,
+        "score.noisy_queries": 0, "attack.queries": 0,
     }  # fmt: skip
     for name, least in minimum.items():
         if not flat[name] >= least:
@@ -301,8 +326,11 @@ def check(experiment: Experiment) -> Experiment:
     for name in ("train.ema", "train.momentum", "train.label_smoothing"):
         if not 0 <= flat[name] < 1:
             raise InputError(f"{name} = {flat[name]}: must be at least 0 and below 1")
-    if not experiment.train.learning_rate > 0:
-        raise InputError(f"train.learning_rate = {experiment.train.learning_rate}: must be above 0")
+    for name in ("train.learning_rate", "score.noise"):
+        if not flat[name] > 0:
+            raise InputError(f"{name} = {flat[name]}: must be above 0")
+    if not 0 < experiment.attack.fpr < 1:
+        raise InputError(f"attack.fpr = {experiment.attack.fpr}: must be above 0 and below 1")
     _, block = keep_fraction(experiment.train.keep)
     if experiment.train.models % block:
         raise InputError(
@@ -352,6 +380,7 @@ def differences(old: Experiment, new: Experiment) -> list[tuple[str, Any, Any]]:
         for name in before
         if before[name] != after[name]
         and not (name == "train.keep" and keep_fraction(before[name]) == keep_fraction(after[name]))
+        and not (name == "data.canary_kind" and not before["data.canaries"])
         and name not in FREE_TO_CHANGE
         and not name.startswith(("score.", "attack."))
     ]

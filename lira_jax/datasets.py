@@ -15,11 +15,23 @@ What must be decoded (archives, Parquet, TFDS) is decoded once and kept as `.npy
 `$XDG_CACHE_HOME/lira_jax/datasets` (default `~/.cache`), under a key made from the source's file
 names and contents: an edited source is decoded again, copies of one source share an entry.
 Nothing here uses the network.
+
+`canaries` adds points made to be memorised (LiRA, figure 13):
+
+| `canary_kind` | images                                            | labels                      |
+|---------------|---------------------------------------------------|-----------------------------|
+| mislabelled   | n of the first of these that has n: test images,  | any class but the right one |
+|               | training images beyond `limit`, the last training |                             |
+|               | images, which are then taken from the examples    |                             |
+| noise         | uniform random pixels                             | any class                   |
+
+So no image is there twice, with its right label and with a wrong one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import hashlib
 import io
@@ -58,6 +70,8 @@ class Dataset:
         y_test: int32 [T].
         classes: the K class names; "0", "1", … if the source has none.
         digest: SHA-256 over the arrays and K, in hex. Equal for equal data from any source.
+        x_canary: uint8 [I, H, W, C], images to add to the training images; I may be 0.
+        y_canary: int32 [I].
     """
 
     name: str
@@ -67,6 +81,10 @@ class Dataset:
     y_test: np.ndarray
     classes: tuple[str, ...]
     digest: str
+    x_canary: np.ndarray = dataclasses.field(
+        default_factory=lambda: np.empty((0, 0, 0, 0), np.uint8)
+    )
+    y_canary: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.int32))
 
 
 class _Arrays(NamedTuple):
@@ -79,8 +97,12 @@ class _Arrays(NamedTuple):
     classes: tuple[str, ...] | None = None
 
 
-def load(config: DataConfig) -> Dataset:
+def load(config: DataConfig, seed: int = 0) -> Dataset:
     """The data set that `config` names; `config.path`, if not empty, wins over `config.name`.
+
+    Args:
+        config: what to load, and which canaries to add.
+        seed: of the canaries, which follow from it and the data alone.
 
     Raises:
         InputError: no such source, or one that is truncated, foreign, or fails a check.
@@ -94,23 +116,63 @@ def load(config: DataConfig) -> Dataset:
         name, where = config.name, f'data.name = "{config.name}"'
         arrays = _from_name(config.name)
     x_train, y_train, x_test, y_test, classes = _checked(arrays, where)
+    beyond = x_train[:0], y_train[:0]
     if config.limit:
         if config.limit > len(x_train):
             raise InputError(
                 f"data.limit = {config.limit}: {where} has {len(x_train)} training images; "
                 "give at most that many, or 0 for all"
             )
+        beyond = x_train[config.limit :], y_train[config.limit :]
         x_train, y_train = x_train[: config.limit], y_train[: config.limit]
         if len(np.unique(y_train)) < 2:
             raise InputError(
                 f"data.limit = {config.limit}: the first {config.limit} training images of {where} "
                 "are all of one class; give a larger limit"
             )
+    x_canary, y_canary = x_train[:0], y_train[:0]
+    if config.canaries:
+        pools = [(x_test, y_test), beyond]
+        (x_train, y_train), (x_canary, y_canary) = _with_canaries(
+            config, seed, (x_train, y_train), pools, len(classes), where
+        )
+    held = [x_train, y_train, x_test, y_test] + [x_canary, y_canary] * bool(config.canaries)
     digest = hashlib.sha256(f"{len(classes)} classes".encode())
-    for array in (x_train, y_train, x_test, y_test):
+    for array in held:
         digest.update(f"{array.dtype} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).reshape(-1).data)
-    return Dataset(name, x_train, y_train, x_test, y_test, classes, digest.hexdigest())
+    return Dataset(
+        name, x_train, y_train, x_test, y_test, classes, digest.hexdigest(), x_canary, y_canary
+    )
+
+
+def _with_canaries(
+    config: DataConfig,
+    seed: int,
+    train: tuple[np.ndarray, np.ndarray],
+    pools: Sequence[tuple[np.ndarray, np.ndarray]],
+    classes: int,
+    where: str,
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """The training images and labels that stay, and the canaries."""
+    count, (x_train, y_train) = config.canaries, train
+    # A stream of its own: masks are of (seed, block), probes of (seed, model, 1).
+    random = np.random.default_rng((seed, 0, 2))
+    if config.canary_kind == "noise":
+        pixels = random.integers(0, 256, (count, *x_train.shape[1:]), np.uint8)
+        return train, (pixels, random.integers(0, classes, count, np.int32))
+    pool = next((pool for pool in pools if len(pool[1]) >= count), None)
+    if pool is None:
+        left = max(len(y_train) - count, 0)
+        if len(np.unique(y_train[:left])) < 2:
+            raise InputError(
+                f"data.canaries = {count}: they would be taken from the {len(y_train)} training "
+                f"images of {where}, of which too few would be left; give fewer"
+            )
+        pool, train = (x_train[left:], y_train[left:]), (x_train[:left], y_train[:left])
+    chosen = np.sort(random.choice(len(pool[1]), count, replace=False))
+    wrong = (pool[1][chosen] + random.integers(1, classes, count)) % classes
+    return train, (pool[0][chosen], wrong.astype(np.int32))
 
 
 # The checks, the same for every source.

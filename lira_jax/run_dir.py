@@ -9,9 +9,9 @@ import json
 import re
 import shlex
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,7 +34,6 @@ SCORES = "scores.npy"
 LOGITS = "logits.npy"
 SCORE_PARTS = "score_parts"
 _RETRAIN = "run train.py again, or give train.py --repair True"
-_RESCORE = "run score.py again, or give score.py --repair True"
 
 
 @contextmanager
@@ -224,37 +223,85 @@ def write_log_file(path: Path, records: Sequence[dict[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(record) + "\n" for record in records))
 
 
-_PART = re.compile(r"scores_(\d+)-(\d+)\.npy")
+@dataclass(frozen=True)
+class Product:
+    """Arrays that scoring makes together, each with a row for every model.
+
+    Rows of some models are kept as parts in a folder, until every model has its row and NAME.npy
+    is written.
+
+    Attributes:
+        arrays: name of each array, and the shape of what it holds of one model and example.
+        parts: folder of the parts.
+        command: what makes it.
+        settings: by dotted name, what it depends on and its shape does not tell. Parts carry it in
+            their names; the whole has it beside it, in NAME.json.
+    """
+
+    arrays: Mapping[str, tuple[int, ...]]
+    parts: str
+    command: str
+    settings: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def remedy(self) -> str:
+        return f"run {self.command} again, or give {self.command} --repair True"
+
+    @property
+    def record(self) -> str:
+        """The name of the file that tells the settings."""
+        return f"{next(iter(self.arrays))}.json"
+
+    def part(self, name: str, first: int, last: int) -> str:
+        return f"{self._stem(name)}_{first:05d}-{last:05d}.npy"
+
+    def models_of(self, part: str) -> tuple[int, int] | None:
+        """First and last model of a part; None if the file is no part of this product."""
+        stem = re.escape(self._stem(next(iter(self.arrays))))
+        match = re.fullmatch(rf"{stem}_(\d+)-(\d+)\.npy", part)
+        return (int(match[1]), int(match[2])) if match else None
+
+    def _stem(self, name: str) -> str:
+        return "_".join([name, *map(repr, self.settings.values())])
 
 
-def _parts(run: Path) -> list[tuple[int, int]]:
-    """First and last model of each part of the scores."""
-    found = map(_PART.fullmatch, names(run / SCORE_PARTS))
-    return [(int(match[1]), int(match[2])) for match in found if match]
+def phi(queries: int, classes: int) -> Product:
+    """scores.npy [N, E, Q] and logits.npy [N, E, K]."""
+    return Product({"scores": (queries,), "logits": (classes,)}, SCORE_PARTS, "score.py")
 
 
-def _part(run: Path, kind: str, first: int, last: int) -> Path:
-    return run / SCORE_PARTS / f"{kind}_{first:05d}-{last:05d}.npy"
+def merlin(noisy_queries: int, noise: float) -> Product:
+    """merlin.npy [N, E]."""
+    settings = {"score.noisy_queries": noisy_queries, "score.noise": noise}
+    command = " ".join(["score.py", *(f"--{name} {value}" for name, value in settings.items())])
+    return Product({"merlin": ()}, "merlin_parts", command, settings)
 
 
-def write_part(
-    run: Path,
-    first: int,
-    phi: Float32[np.ndarray, "G E Q"],
-    logits: Float32[np.ndarray, "G E K"],
-) -> None:
-    """Write the scores of G models from `first` on; they count once both files are there."""
-    last = first + len(phi) - 1
-    write_array(_part(run, "logits", first, last), logits)
-    write_array(_part(run, "scores", first, last), phi)
+def gradient_norm() -> Product:
+    """gradient_norm.npy [N, E]."""
+    command = "score.py --score.gradient_norm True"
+    return Product({"gradient_norm": ()}, "gradient_norm_parts", command)
+
+
+def _parts(run: Path, product: Product) -> list[tuple[int, int]]:
+    """First and last model of each part."""
+    found = map(product.models_of, names(run / product.parts))
+    return [models for models in found if models]
+
+
+def write_part(run: Path, product: Product, first: int, *arrays: np.ndarray) -> None:
+    """Write float32 arrays [G, E, …] of G models from `first` on; they count once all are there."""
+    last = first + len(arrays[0]) - 1
+    for name, array in reversed(list(zip(product.arrays, arrays, strict=True))):
+        write_array(run / product.parts / product.part(name, first, last), array)
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Where the scores of each model of a run are.
+    """Where the rows of each model of a run are.
 
     Attributes:
-        whole: models in scores.npy and logits.npy, the first so many.
+        whole: models in the product's own files, the first so many.
         parts: (first, last) of the parts that hold the others.
     """
 
@@ -268,10 +315,10 @@ class Scored:
 
 
 def scored(
-    run: Path, models: int, examples: int, queries: int, classes: int, share: range | None = None,
+    run: Path, product: Product, models: int, examples: int, share: range | None = None,
     *, repair: bool = False,
 ) -> Scored:  # fmt: skip
-    """What has been scored so far of models 0 … N − 1.
+    """What has been made so far of models 0 … N − 1.
 
     Args:
         share: models whose parts are read and checked; those of others are taken as they are
@@ -279,46 +326,73 @@ def scored(
         repair: remove damaged files among these, so that their models count as not scored.
 
     Raises:
-        InputError: a damaged or foreign file, or scores of other views.
+        InputError: a damaged or foreign file, or one made with other views or settings.
     """
 
-    def rows(path: Path, columns: int | None, count: int | None = None) -> int:
+    def rows(path: Path, name: str, count: int | None = None) -> int:
         if not path.exists():
             return 0
+        shape = product.arrays[name]
+        expected = (None,) if name == "scores" else shape
         try:
-            array = read_array(path, np.float32, (count, examples, columns), _RESCORE)
+            array = read_array(path, np.float32, (count, examples, *expected), product.remedy)
+            made_with = product.settings if count is not None else _read_settings(run, product)
         except InputError as error:
             if not repair:
                 raise
             print(f"removed: {error}")
             remove(path)
             return 0
-        if columns is None and array.shape[2] != queries:
-            place = path.parent if path.parent.name == SCORE_PARTS else path
+        if array.shape[2:] != shape:
+            views, place = array.shape[2], path if count is None else path.parent
             raise InputError(
-                f"{path}: holds {array.shape[2]} views, not score.views = {queries}; give "
-                f"--score.views {array.shape[2]} to go on with it, or delete {place} to score anew"
+                f"{path}: holds {views} views, not score.views = {shape[0]}; give "
+                f"--score.views {views} to go on with it, or delete {place} to score anew"
+            )
+        if made_with != product.settings:
+            listed = ", ".join(f"{key} = {value}" for key, value in made_with.items())
+            raise InputError(
+                f"{path}: made with {listed}; give these to go on with it, or delete it to make it "
+                "anew"
             )
         return len(array)
 
     # Parts before the whole: whoever puts them together removes them only afterwards.
     parts = []
-    for first, last in _parts(run):
+    for first, last in _parts(run, product):
         size = last - first + 1
-        mine = share is None or first in share
-        paths = [_part(run, kind, first, last) for kind in ("scores", "logits")]
-        if mine:
-            found = [rows(paths[0], None, size), rows(paths[1], classes, size)] == [size, size]
+        paths = {
+            name: run / product.parts / product.part(name, first, last) for name in product.arrays
+        }
+        if share is None or first in share:
+            found = all([rows(path, name, size) == size for name, path in paths.items()])
         else:
-            found = all(path.exists() for path in paths)
+            found = all(path.exists() for path in paths.values())
         if found and last < models:
             parts.append((first, last))
-    whole = min(rows(run / SCORES, None), rows(run / LOGITS, classes))
+    whole = min([rows(run / f"{name}.npy", name) for name in product.arrays])
     return Scored(whole, [(first, last) for first, last in parts if last >= whole])
 
 
-def assemble_scores(run: Path, models: int, examples: int, queries: int, classes: int) -> list[int]:
-    """Write scores.npy and logits.npy once every model is scored, and remove the parts.
+def _read_settings(run: Path, product: Product) -> Mapping[str, float]:
+    """What the product's own files were made with."""
+    if not product.settings:
+        return {}
+    try:
+        found = json.loads((run / product.record).read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or found.keys() != product.settings.keys():
+            raise ValueError
+    except (FileNotFoundError, ValueError):
+        array = run / f"{next(iter(product.arrays))}.npy"
+        raise InputError(
+            f"{array}: {product.record}, which tells its settings, is missing or damaged; delete "
+            f"{array} and {product.remedy}"
+        ) from None
+    return found
+
+
+def assemble(run: Path, product: Product, models: int, examples: int) -> list[int]:
+    """Write a product's own files once every model has its rows, and remove the parts.
 
     Whichever shard finishes last does it; two that finish together write the same bytes.
 
@@ -329,32 +403,34 @@ def assemble_scores(run: Path, models: int, examples: int, queries: int, classes
         InputError: a damaged or foreign file.
     """
     nobody = range(0)
-    found = scored(run, models, examples, queries, classes, nobody)
+    found = scored(run, product, models, examples, nobody)
     missing = sorted(set(range(models)) - found.models)
     if missing:
         return missing
 
-    def each_row(name: str, kind: str, columns: int) -> Iterator[np.ndarray]:
-        shape = (None, examples, columns)
+    def each_row(name: str, shape: tuple[int | None, ...]) -> Iterator[np.ndarray]:
         if found.whole:
-            yield from read_array(run / name, np.float32, shape, _RESCORE)[: found.whole, None]
+            held = read_array(run / f"{name}.npy", np.float32, shape, product.remedy)
+            yield from held[: found.whole, None]
         done = found.whole
         for first, last in sorted(found.parts):
-            part = read_array(_part(run, kind, first, last), np.float32, shape, _RESCORE)
-            yield from part[done - first :, None]
+            path = run / product.parts / product.part(name, first, last)
+            yield from read_array(path, np.float32, shape, product.remedy)[done - first :, None]
             done = max(done, last + 1)
 
     try:
-        # Rows count only where both files have them, so a kill between the two loses none.
-        for name, kind, columns in ((LOGITS, "logits", classes), (SCORES, "scores", queries)):
+        if found.whole < models and product.settings:
+            write_text(run / product.record, json.dumps(dict(product.settings)) + "\n")
+        # Rows count only where all files have them, so a kill between two loses none.
+        for name, shape in reversed(list(product.arrays.items())):
             if found.whole < models:
-                shape = (models, examples, columns)
-                write_rows(run / name, np.float32, shape, each_row(name, kind, columns))
+                rows = each_row(name, (None, examples, *shape))
+                write_rows(run / f"{name}.npy", np.float32, (models, examples, *shape), rows)
     except InputError:
         # Another shard may have put all together and removed the parts while this one read them.
-        if scored(run, models, examples, queries, classes, nobody).whole < models:
+        if scored(run, product, models, examples, nobody).whole < models:
             raise
-    remove(run / SCORE_PARTS)
+    remove(run / product.parts)
     return []
 
 
@@ -372,6 +448,8 @@ def as_ranges(numbers: Sequence[int]) -> str:
 def read_score_set(run: Path) -> ScoreSet:
     """All scores of a run, memory-mapped, for the attack stage.
 
+    Noisy queries and gradient norms are there if every model has them.
+
     Raises:
         InputError: no run, or scores that are missing, incomplete, damaged or foreign.
     """
@@ -379,7 +457,7 @@ def read_score_set(run: Path) -> ScoreSet:
     keep, labels = read_membership(run, experiment)
     models, examples = keep.shape
     remedy = f"run python score.py --run {shlex.quote(str(run))}"
-    in_parts = {n for first, last in _parts(run) for n in range(first, last + 1)}
+    in_parts = {n for first, last in _parts(run, phi(0, 0)) for n in range(first, last + 1)}
     whole = 0
     if (run / SCORES).is_file() or not in_parts:
         scores = read_array(run / SCORES, np.float32, (None, examples, None), remedy)
@@ -396,4 +474,29 @@ def read_score_set(run: Path) -> ScoreSet:
     if whole > models:
         raise InputError(f"{run / SCORES}: holds {whole} models, the run {models}; delete it")
     _, block = keep_fraction(experiment.train.keep)
-    return ScoreSet(scores, keep, block, str(run / SCORES), labels, logits)
+    canaries = experiment.data.canaries
+    return ScoreSet(
+        scores,
+        keep,
+        block,
+        str(run / SCORES),
+        labels,
+        logits,
+        merlin=_read_optional(run, "merlin", "noisy_queries T", keep.shape),
+        gradient_norm=_read_optional(run, "gradient_norm", "gradient_norm True", keep.shape),
+        canary=np.arange(examples) >= examples - canaries if canaries else None,
+    )
+
+
+def _read_optional(
+    run: Path, name: str, option: str, shape: tuple[int, ...]
+) -> Float32[np.ndarray, "N E"] | None:
+    """An array that not every run has; None if it is not there for all models."""
+    path, command = run / f"{name}.npy", f"score.py --score.{option}"
+    if not path.is_file():
+        return None
+    remedy = f"run {command} again, or give {command} --repair True"
+    array = read_array(path, np.float32, (None, shape[1]), remedy)
+    if len(array) > shape[0]:
+        raise InputError(f"{path}: holds {len(array)} models, the run {shape[0]}; delete it")
+    return array if len(array) == shape[0] else None

@@ -28,6 +28,12 @@ _UNREADABLE = (
 )
 
 
+# What an .npz may hold.
+_NAMES = (
+    "scores", "keep", "block", "labels", "logits", "merlin", "gradient_norm", "canary",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class ScoreSet:
     """The scores of every model on every example, and who trained on what.
@@ -58,8 +64,9 @@ class ScoreSet:
 def read_npz(path: Path) -> ScoreSet:
     """Read scores made elsewhere; `check` has yet to look at their values.
 
-    The file holds `scores` [N, E] or [N, E, Q] and `keep` [N, E] (bool or 0/1), and may hold
-    `labels` [E], `logits` [N, E, K] and `block` (an integer).
+    The file holds `scores` [N, E] or [N, E, Q], of any floating-point type, and `keep` [N, E] (bool
+    or 0/1), and may hold `labels` [E], `logits` [N, E, K], `merlin` [N, E], `gradient_norm` [N, E],
+    `canary` [E] (bool or 0/1) and `block` (an integer).
 
     Raises:
         InputError: no such file, not a readable `.npz`, an array missing, pickled or of the wrong
@@ -72,14 +79,17 @@ def read_npz(path: Path) -> ScoreSet:
         if name not in arrays:
             held = ", ".join(sorted(arrays)) or "nothing"
             raise InputError(f"{path}: no array `{name}` (the file holds {held}); add it")
-    scores = arrays["scores"]
+    scores, canary = arrays["scores"], arrays.get("canary")
     return ScoreSet(
         scores=scores[..., np.newaxis] if scores.ndim == 2 else scores,
-        keep=_as_mask(arrays["keep"], str(path)),
+        keep=as_mask(arrays["keep"], "keep", str(path)),
         block=_as_block(arrays["block"], str(path)) if "block" in arrays else None,
         source=str(path),
         labels=arrays.get("labels"),
         logits=arrays.get("logits"),
+        merlin=arrays.get("merlin"),
+        gradient_norm=arrays.get("gradient_norm"),
+        canary=None if canary is None else as_mask(canary, "canary", str(path)),
     )
 
 
@@ -91,7 +101,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise InputError(f"{path}: one bare array; save it by np.savez(scores=…, keep=…)")
-            for name in ("scores", "keep", "block", "labels", "logits"):
+            for name in _NAMES:
                 if name in archive.files:
                     arrays[name] = archive[name]
         return arrays
@@ -105,18 +115,23 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise InputError(f"{path}: {reason}") from None
 
 
-def _as_mask(keep: np.ndarray, source: str) -> Bool[np.ndarray, "N E"]:
-    """0/1 integers as bool; other types pass, for `check` to refuse."""
-    if keep.dtype.kind not in "iu":
-        return keep
-    wrong = (keep != 0) & (keep != 1)
+def as_mask(mask: np.ndarray, name: str, source: str) -> np.ndarray:
+    """0/1 integers as bool; other types pass, for `check` to refuse.
+
+    Raises:
+        InputError: an integer other than 0 and 1.
+    """
+    if mask.dtype.kind not in "iu":
+        return mask
+    wrong = (mask != 0) & (mask != 1)
     if wrong.any():
         where = np.argwhere(wrong)[0]
+        yes = "trained on" if name == "keep" else "inserted"
         raise InputError(
-            f"{source}: `keep` is {keep[tuple(where)]} at {_place(where)}; "
-            "use 1 (trained on) and 0 (not)"
+            f"{source}: `{name}` is {mask[tuple(where)]} at {_place(where, mask.ndim)}; "
+            f"use 1 ({yes}) and 0 (not)"
         )
-    return keep.astype(bool)
+    return mask.astype(bool)
 
 
 def _as_block(block: np.ndarray, source: str) -> int:
@@ -136,7 +151,8 @@ def check(score_set: ScoreSet) -> ScoreSet:
 
     Raises:
         InputError: wrong dimensions, shapes that do not fit each other, a wrong type, a score that
-            is NaN or infinite, a model with all or no examples, a label outside the classes.
+            is NaN or infinite, a model with all or no examples, a label outside the classes, a
+            Merlin share outside [0, 1], a gradient norm that is negative or not finite.
     """
     source, scores, keep = score_set.source, score_set.scores, score_set.keep
     if scores.ndim != 3:
@@ -160,6 +176,7 @@ def check(score_set: ScoreSet) -> ScoreSet:
             "give at least 2 models, 2 examples and 1 view"
         )
     _check_labels(score_set)
+    _check_optional(score_set)
     members = keep.sum(axis=1)
     for count, word in ((examples, "member"), (0, "non-member")):
         if (members == count).any():
@@ -217,6 +234,35 @@ def _check_finite(score_set: ScoreSet) -> None:
             )
 
 
-def _place(index: np.ndarray) -> str:
-    names = ("model", "example")
+def _check_optional(score_set: ScoreSet) -> None:
+    source, (models, examples, _) = score_set.source, score_set.scores.shape
+    canary = score_set.canary
+    if canary is not None:
+        if canary.shape != (examples,) or canary.dtype != np.bool_:
+            raise InputError(
+                f"{source}: `canary` is {canary.dtype} of shape {canary.shape}; "
+                f"must be booleans of shape ({examples},)"
+            )
+        if canary.all():
+            raise InputError(f"{source}: in `canary` every example is one; leave `canary` out")
+    ranges = {"merlin": (1.0, "a share in [0, 1]"), "gradient_norm": (np.inf, "finite, 0 or above")}
+    for name, (most, words) in ranges.items():
+        array = getattr(score_set, name)
+        if array is None:
+            continue
+        if array.shape != (models, examples) or array.dtype.kind != "f":
+            raise InputError(
+                f"{source}: `{name}` is {array.dtype} of shape {array.shape}; "
+                f"must be floating-point numbers of shape ({models}, {examples})"
+            )
+        usable = np.isfinite(array) & (array >= 0) & (array <= most)
+        if not usable.all():
+            where = np.argwhere(~usable)[0]
+            raise InputError(
+                f"{source}: `{name}` is {array[tuple(where)]} at {_place(where)}; must be {words}"
+            )
+
+
+def _place(index: np.ndarray, dimensions: int = 2) -> str:
+    names = ("model", "example")[-dimensions:]
     return ", ".join(f"{name} {i}" for name, i in zip(names, index, strict=False)) or "its value"

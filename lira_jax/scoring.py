@@ -2,7 +2,8 @@
 
 Inference runs in evaluation mode on the variables whose accuracy training reported. Models are
 scored some at a time and written once all their examples are done; a rerun goes on with those that
-are missing. When none is, all goes into one file.
+are missing. When none is, all goes into one file. Noisy queries and gradient norms, if asked for,
+are made the same way afterwards, each for itself: asking later leaves the scores as they are.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import functools
 import shlex
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +29,18 @@ from lira_jax.errors import InputError
 from lira_jax.interrupts import stop_requests
 from lira_jax.networks import Network
 from lira_jax.progress import Progress
+from lira_jax.run_dir import Product
 from lira_jax.shards import Shard
 from lira_jax.training import Candidates, build_network, candidates, total_steps
-from lira_jax.views import Views, check_shift, fixed_views, take
+from lira_jax.views import Views, check_shift, fixed_views, plain, take
 
-# Examples per dispatch: few enough that Ctrl-C is answered soon, enough to hide the dispatch.
-DISPATCH = 256
+# Examples and images per dispatch: few enough that Ctrl-C is answered soon, enough to hide the
+# dispatch.
+DISPATCH, DISPATCH_IMAGES = 256, 18 * 256
+# The stream of noisy queries' randomness, fold_in(key(seed), NOISE): no model has this number.
+NOISE = 2**31 - 1
+# A guess: nothing has been measured on an accelerator yet. On CPU one at a time is fastest.
+ACCELERATOR_GRADIENTS = 64
 
 
 def logit_scaled(
@@ -68,6 +76,107 @@ def scores_of_model(network: Network, views: Views) -> Callable[..., tuple[Array
         return lax.map(lambda row: step(variables, row, images, labels), index)
 
     return score
+
+
+def merlin_of_model(
+    network: Network, seed: int, noisy_queries: int, noise: float
+) -> Callable[..., tuple[Array]]:
+    """The function (variables, index [S, B], images, labels) ↦ (share [S, B],): for each example
+    the share of T noisy copies x + ε_t with a greater loss than x (Merlin, Jayaraman et al. 2021).
+
+    ε_t ~ N(0, noise²) for every pixel and channel, in units of the network's input in [−1, 1],
+    which it may leave; a function of (seed, example, t) alone, the same for every model. Losses are
+    compared by φ, since ℓ = softplus(−φ) falls in φ: where ℓ rounds to 0, φ still differs.
+    """
+
+    def copies(number: Array, image: Float[Array, "H W C"]) -> Float[Array, "T+1 H W C"]:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), NOISE), number)
+        draw = jax.vmap(lambda t: jax.random.normal(jax.random.fold_in(key, t), image.shape))
+        noisy = image + noise * draw(jnp.arange(noisy_queries))
+        return jnp.concatenate([image[None], noisy])
+
+    def step(variables: Any, index: Array, images: Array, labels: Array) -> Array:
+        x = jax.vmap(copies)(index, plain(images, index))
+        logits = network.apply(variables, x.reshape(-1, *x.shape[2:]))
+        by_copy = jnp.broadcast_to(labels[index][:, None], x.shape[:2])
+        phi = logit_scaled(logits.reshape(*by_copy.shape, -1), by_copy)
+        return jnp.mean(phi[:, 1:] < phi[:, :1], axis=1)
+
+    def merlin(variables: Any, index: Array, images: Array, labels: Array) -> tuple[Array]:
+        return (lax.map(lambda row: step(variables, row, images, labels), index),)
+
+    return merlin
+
+
+def gradient_norm_of_model(network: Network) -> Callable[..., tuple[Array]]:
+    """The function (variables, index [S, B], images, labels) ↦ (norm [S, B],): the L2 norm of each
+    example's gradient of the cross-entropy loss by all trained weights, in evaluation mode (LiRA,
+    figure 15); B examples are vectorised."""
+
+    def norm(variables: Any, number: Array, images: Array, labels: Array) -> Array:
+        def loss(params: Any) -> Array:
+            logits = network.apply(variables | {"params": params}, plain(images, number[None]))
+            # By φ, so that the gradient does not round to 0 where p_y rounds to 1.
+            return jax.nn.softplus(-logit_scaled(logits, labels[number[None]]))[0]
+
+        gradient = jax.tree.leaves(jax.grad(loss)(variables["params"]))
+        return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in gradient))
+
+    def norms(variables: Any, index: Array, images: Array, labels: Array) -> tuple[Array]:
+        together = index.shape[1]
+        found = lax.map(
+            lambda number: norm(variables, number, images, labels),
+            index.reshape(-1),
+            batch_size=None if together == 1 else together,
+        )
+        return (found.reshape(index.shape),)
+
+    return norms
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One product of scoring, and how it is computed.
+
+    Attributes:
+        title: one or two words, for progress.
+        product: the arrays.
+        of_model: (variables, index [S, B], images, labels) ↦ the arrays of one model, each
+            [S, B, …].
+        images: queried per example, for the length of a dispatch.
+        batch: examples per step, B, on a mesh.
+    """
+
+    title: str
+    product: Product
+    of_model: Callable[..., tuple[Array, ...]]
+    images: int
+    batch: Callable[[Mesh], int]
+
+
+def _tasks(experiment: Experiment, data: Candidates, views: Views) -> list[_Task]:
+    config, network = experiment.score, build_network(experiment, data)
+
+    def of_queries(queries: int) -> Callable[[Mesh], int]:
+        return lambda mesh: ensemble.score_batch(config.batch_size, queries, mesh)
+
+    def of_gradients(mesh: Mesh) -> int:
+        return 1 if mesh.devices.flat[0].platform == "cpu" else ACCELERATOR_GRADIENTS
+
+    queries = len(views.mirror)
+    product = run_dir.phi(queries, data.classes)
+    of_model = scores_of_model(network, views)
+    tasks = [_Task("score", product, of_model, queries, of_queries(queries))]
+    if config.noisy_queries:
+        copies = config.noisy_queries + 1
+        product = run_dir.merlin(config.noisy_queries, config.noise)
+        function = merlin_of_model(network, experiment.seed, config.noisy_queries, config.noise)
+        tasks.append(_Task("noisy queries", product, function, copies, of_queries(copies)))
+    if config.gradient_norm:
+        function = gradient_norm_of_model(network)
+        product = run_dir.gradient_norm()
+        tasks.append(_Task("gradient norms", product, function, 1, of_gradients))
+    return tasks
 
 
 def score(
@@ -109,19 +218,26 @@ def score(
             f"trained yet; run python train.py --run {shlex.quote(str(run))}"
         )
     views = fixed_views(experiment.score.views)
-    queries, classes = len(views.mirror), data.classes
+    queries = len(views.mirror)
     check_shift(int(np.abs(views.down).max()), data.image_shape, f"score.views = {queries}")
+    tasks = _tasks(experiment, data, views)
     with run_dir.lock(run, "score", share):
-        done = run_dir.scored(run, models, examples, queries, classes, share, repair=repair).models
-        left = [
-            (group, [n for n in group.models if n in share and n not in done]) for group in finished
-        ]
-        left = [(group, rows) for group, rows in left if rows]
-        for group, _ in left:  # all that is read, before the first file is made
-            checkpoints.verify(run, group)
-        _score_groups(experiment, run, data, views, left, devices or jax.local_devices(), share)
-        missing = run_dir.assemble_scores(run, models, examples, queries, classes)
+        work = []
+        for task in tasks:
+            done = run_dir.scored(run, task.product, models, examples, share, repair=repair).models
+            left = [(g, [n for n in g.models if n in share and n not in done]) for g in finished]
+            work.append((task, [(group, rows) for group, rows in left if rows]))
+        # All that is read, before the first file is made.
+        for group in finished:
+            if any(group in (held for held, _ in left) for _, left in work):
+                checkpoints.verify(run, group)
+        for task, left in work:
+            _score_groups(experiment, run, data, task, left, devices or jax.local_devices(), share)
+        missing = sorted(
+            {n for task in tasks for n in run_dir.assemble(run, task.product, models, examples)}
+        )
     what = f"{models} models × {examples} examples × {queries} view{'s' * (queries > 1)}"
+    what += "".join(f", {task.title}" for task in tasks[1:])
     if missing:
         names = f"models {run_dir.as_ranges(share)}" if share else "no models"
         print(
@@ -132,13 +248,16 @@ def score(
     logits = run_dir.read_array(
         run / run_dir.LOGITS,
         np.float32,
-        (models, examples, classes),
+        (models, examples, data.classes),
         "run score.py again, or give score.py --repair True",
     )
     correct = np.stack([np.argmax(row, axis=1) == data.labels for row in logits])
+    ordinary = np.arange(examples) < examples - data.canaries
     print(
-        f"{run}: {what} scored; accuracy "
-        f"{correct[keep].mean():.2%} on members, {correct[~keep].mean():.2%} on non-members"
+        f"{run}: {what} scored; accuracy {correct[keep & ordinary].mean():.2%} on members, "
+        f"{correct[~keep & ordinary].mean():.2%} on non-members"
+        + f", {data.canaries} canaries left out"
+        * bool(data.canaries)
     )
 
 
@@ -146,44 +265,47 @@ def _score_groups(
     experiment: Experiment,
     run: Path,
     data: Candidates,
-    views: Views,
+    task: _Task,
     left: list[tuple[Group, list[int]]],
     devices: Sequence[jax.Device],
     share: range,
 ) -> None:
-    """Score the given models of each group and write them, some at a time."""
+    """Make a product's rows of the given models of each group and write them, some at a time."""
+    if not left:
+        return
     network = build_network(experiment, data)
-    examples, queries = len(data.labels), len(views.mirror)
+    examples, inner = len(data.labels), list(task.product.arrays.values())
     together = ensemble.group_size(0, ensemble.models_mesh(devices))
 
     @functools.cache
     def on_devices(count: int) -> tuple[Mesh, Callable[..., Any], Any]:
         mesh = ensemble.models_mesh(devices[:count])
-        function = scores_of_model(network, views)
         shared = ensemble.put_shared((np.asarray(data.images), data.labels), mesh)
-        return mesh, ensemble.over_models(function, mesh, experiment.train.width), shared
+        return mesh, ensemble.over_models(task.of_model, mesh, experiment.train.width), shared
 
     def forward(
         variables: Any, count: int
-    ) -> Iterator[tuple[slice, Float[np.ndarray, "G B Q"], Float[np.ndarray, "G B K"]]]:
+    ) -> Iterator[tuple[slice, list[Float[np.ndarray, "G B ..."]]]]:
         mesh, on_group, shared = on_devices(min(count, len(devices)))
         placed = ensemble.put_padded(variables, mesh)
-        batch = ensemble.score_batch(experiment.score.batch_size, queries, mesh)
-        steps = max(1, DISPATCH // batch)
+        batch = task.batch(mesh)
+        steps = max(1, min(DISPATCH, DISPATCH_IMAGES // task.images) // batch)
         for start in range(0, examples, steps * batch):
             # The last dispatch is filled up with example 0: one shape, one compilation.
             part = slice(start, min(start + steps * batch, examples))
             index = np.zeros(steps * batch, np.int32)
             index[: part.stop - start] = np.arange(part.start, part.stop)
             results = on_group(placed, index.reshape(steps, batch), *shared)
-            phi, logits = (
-                rows.reshape(len(rows), steps * batch, -1)[:, : part.stop - start]
-                for rows in ensemble.on_host(results, count)
+            yield (
+                part,
+                [
+                    rows.reshape(count, steps * batch, *shape)[:, : part.stop - start]
+                    for rows, shape in zip(ensemble.on_host(results, count), inner, strict=True)
+                ],
             )
-            yield part, phi, logits
 
     done = len(share) - sum(len(models) for _, models in left)
-    progress = Progress(len(share) * examples, done * examples, "score")
+    progress = Progress(len(share) * examples, done * examples, task.title)
     try:
         with stop_requests() as stop:
             for group, models in left:
@@ -191,22 +313,24 @@ def _score_groups(
                 while models:
                     chunk = models[: _contiguous(models[:together])]
                     variables = _rows(stored, np.array(chunk) - group.first)
-                    phi = np.empty((len(chunk), examples, queries), np.float32)
-                    logits = np.empty((len(chunk), examples, data.classes), np.float32)
+                    arrays = [
+                        np.empty((len(chunk), examples, *shape), np.float32) for shape in inner
+                    ]
                     try:
-                        for part, part_phi, part_logits in forward(variables, len(chunk)):
-                            phi[:, part], logits[:, part] = part_phi, part_logits
+                        for part, found in forward(variables, len(chunk)):
+                            for array, rows in zip(arrays, found, strict=True):
+                                array[:, part] = rows
                             progress.advance(
                                 (part.stop - part.start) * len(chunk),
                                 f"{done}/{len(share)} models written, "
-                                f"{progress.rate(len(chunk)) * queries:,.0f} queries/s",
+                                f"{progress.rate(len(chunk)) * task.images:,.0f} queries/s",
                             )
                             stop.check(f"{run}: stopped; run the same command again to go on")
                     except jax.errors.JaxRuntimeError as error:
                         together = ensemble.halved(run, len(chunk), error)
                         continue
-                    _refuse_non_finite(run, chunk, phi)
-                    run_dir.write_part(run, chunk[0], phi, logits)
+                    _refuse_non_finite(run, chunk, arrays[0], task.title)
+                    run_dir.write_part(run, task.product, chunk[0], *arrays)
                     models, done = models[len(chunk) :], done + len(chunk)
     finally:
         progress.close()
@@ -227,10 +351,11 @@ def _rows(tree: Any, index: np.ndarray) -> Any:
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
-def _refuse_non_finite(run: Path, models: Sequence[int], phi: np.ndarray) -> None:
-    bad = np.argwhere(~np.isfinite(phi))
+def _refuse_non_finite(run: Path, models: Sequence[int], array: np.ndarray, title: str) -> None:
+    bad = np.argwhere(~np.isfinite(array))
     if len(bad):
         raise InputError(
-            f"{run}: model {models[bad[0][0]]} gives a score that is not finite on example "
-            f"{bad[0][1]}; train again in a new --run folder with a smaller train.learning_rate"
+            f"{run}: model {models[bad[0][0]]} gives a {title.removesuffix('s')} that is not "
+            f"finite on example {bad[0][1]}; train again in a new --run folder with a smaller "
+            "train.learning_rate"
         )

@@ -53,6 +53,7 @@ class Candidates:
         keep: bool [N, E], which model trains on which.
         digest: of the data.
         available: examples before the last few were left out to make equal folds.
+        canaries: of the examples, the last so many were inserted to be memorised.
     """
 
     images: UInt8[np.ndarray, "E H W C"]
@@ -61,6 +62,7 @@ class Candidates:
     keep: Bool[np.ndarray, "N E"]
     digest: str
     available: int
+    canaries: int = 0
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -71,29 +73,39 @@ class Candidates:
 def candidates(experiment: Experiment) -> Candidates:
     """Load the data of an experiment and draw its masks.
 
-    The last E mod B training images are left out, so that B folds share the rest equally.
+    The last few training images are left out, so that B folds share the rest and the canaries,
+    which come last, equally.
 
     Raises:
         InputError: data or settings that do not fit.
     """
     check(experiment)
-    data: Dataset = datasets.load(experiment.data)
+    data: Dataset = datasets.load(experiment.data, experiment.seed)
     kept_folds, block = keep_fraction(experiment.train.keep)
-    examples = membership.usable_examples(len(data.x_train), block)
-    if examples == 0:
+    canaries = len(data.x_canary)
+    available = len(data.x_train) + canaries
+    examples = membership.usable_examples(available, block)
+    if examples <= canaries:
         raise InputError(
-            f"{data.name}: {len(data.x_train)} training images cannot be cut into {block} folds"
+            f"{data.name}: {len(data.x_train)} training images"
+            + f" and {canaries} canaries" * bool(canaries)
+            + f" cannot be cut into {block} folds"
         )
+    images, labels = data.x_train[: examples - canaries], data.y_train[: examples - canaries]
+    if canaries:  # else the images may stay a memory map
+        images = np.concatenate([images, data.x_canary])
+        labels = np.concatenate([labels, data.y_canary])
     keep = membership.blocked_masks(
         experiment.seed, experiment.train.models, examples, kept_folds, block
     )
     found = Candidates(
-        images=data.x_train[:examples],
-        labels=data.y_train[:examples],
+        images=images,
+        labels=labels,
         classes=len(data.classes),
         keep=keep,
         digest=data.digest,
-        available=len(data.x_train),
+        available=available,
+        canaries=canaries,
     )
     members = int(keep[0].sum())
     if experiment.train.batch_size > members:

@@ -190,7 +190,8 @@ def in_parts(run, models):
     for name in ("scores.npy", "logits.npy"):
         (run / name).unlink()
     for model in models:
-        run_dir.write_part(run, model, phi[[model]], logits[[model]])
+        product = run_dir.phi(phi.shape[2], logits.shape[2])
+        run_dir.write_part(run, product, model, phi[[model]], logits[[model]])
 
 
 def assert_same_run(run, other):
@@ -410,7 +411,7 @@ def test_a_run_does_not_go_on_as_another(refused, run, toml, monkeypatch):
     assert "this run has train.models = 4, not 2; models are only ever added" in message
 
     real = datasets.load
-    changed = lambda data: dataclasses.replace(real(data), digest="0" * 64)  # noqa: E731
+    changed = lambda *data: dataclasses.replace(real(*data), digest="0" * 64)  # noqa: E731
     monkeypatch.setattr(datasets, "load", changed)
     assert "the data have changed" in refused(train, "--run", run)
     assert "the data have changed" in refused(score, "--run", run)

@@ -205,6 +205,13 @@ def test_a_folder_is_no_file(tmp_path):
         ({"train__checkpoint_minutes": -1.0}, "train.checkpoint_minutes"),
         ({"score__batch_size": -1}, "score.batch_size"),
         ({"attack__queries": -1}, "attack.queries"),
+        ({"attack__fpr": 0.0}, "attack.fpr = 0.0: must be above 0 and below 1"),
+        ({"attack__fpr": 1.0}, "attack.fpr"),
+        ({"attack__fpr": float("nan")}, "attack.fpr"),
+        ({"data__canaries": -1}, "data.canaries"),
+        ({"score__noisy_queries": -1}, "score.noisy_queries"),
+        ({"score__noise": 0.0}, "score.noise = 0.0: must be above 0"),
+        ({"score__noise": float("inf")}, "finite"),
         ({"train__ema": 1.0}, "below 1"),
         ({"train__ema": -0.1}, "below 1"),
         ({"train__ema": float("nan")}, "train.ema"),
@@ -246,11 +253,26 @@ def changed(value: object) -> object:
 
 @pytest.mark.parametrize("name", list(config.flatten(Experiment())))
 def test_a_run_may_go_on_only_if_nothing_that_changes_its_weights_differs(name):
-    before = config.flatten(Experiment())[name]
+    run = of(data__canaries=2)
+    before = config.flatten(run)[name]
     after = "1/3" if name == "train.keep" else changed(before)
-    found = config.differences(Experiment(), of(**{name.replace(".", "__"): after}))
+    section, _, key = name.rpartition(".")
+    held = getattr(run, section) if section else run
+    other = dataclasses.replace(held, **{key: after})
+    found = config.differences(
+        run, dataclasses.replace(run, **{section: other}) if section else other
+    )
     free = name in FREE_TO_CHANGE or name.startswith(("score.", "attack."))
     assert found == ([] if free else [(name, before, after)])
+
+
+def test_the_kind_of_no_canaries_is_no_difference():
+    noise = of(data__canary_kind="noise")
+    assert config.differences(Experiment(), noise) == []
+    some = dataclasses.replace(noise, data=dataclasses.replace(noise.data, canaries=3))
+    assert config.differences(Experiment(), some) == [("data.canaries", 0, 3)]
+    mislabelled = of(data__canaries=3)
+    assert config.differences(mislabelled, some) == [("data.canary_kind", "mislabelled", "noise")]
 
 
 def test_another_spelling_of_the_same_keep_fraction_is_no_difference():

@@ -18,6 +18,7 @@ from lira_jax.errors import InputError
 from tests.conftest import files_of, refusal, with_train
 
 E, K = 12, 3
+PHI = run_dir.phi(2, K)
 VERSIONS = {"data_digest": "d" * 64, "numpy": "2"}
 LABELS = (np.arange(E) % K).astype(np.int32)
 
@@ -247,19 +248,19 @@ def rows(models, value=0):
 
 
 def scored(run):
-    return run_dir.scored(run, 9, E, 2, K)
+    return run_dir.scored(run, PHI, 9, E)
 
 
 def assemble(run, models):
-    return run_dir.assemble_scores(run, models, E, 2, K)
+    return run_dir.assemble(run, PHI, models, E)
 
 
 def test_scores_in_parts_come_together_in_order_of_models(run):
-    run_dir.write_part(run, 2, *rows([2, 3, 4]))
+    run_dir.write_part(run, PHI, 2, *rows([2, 3, 4]))
     assert scored(run).models == {2, 3, 4}
     assert assemble(run, 6) == [0, 1, 5]
-    run_dir.write_part(run, 5, *rows([5]))
-    run_dir.write_part(run, 0, *rows([0, 1]))
+    run_dir.write_part(run, PHI, 5, *rows([5]))
+    run_dir.write_part(run, PHI, 0, *rows([0, 1]))
     assert assemble(run, 6) == []
     phi, logits = rows(range(6))
     np.testing.assert_array_equal(np.load(run / "scores.npy"), phi)
@@ -272,9 +273,9 @@ def test_scores_in_parts_come_together_in_order_of_models(run):
 
 
 def test_scores_of_more_models_keep_the_first(run):
-    run_dir.write_part(run, 0, *rows([0, 1], 100))
+    run_dir.write_part(run, PHI, 0, *rows([0, 1], 100))
     assert assemble(run, 2) == []
-    run_dir.write_part(run, 2, *rows([2, 3]))
+    run_dir.write_part(run, PHI, 2, *rows([2, 3]))
     assert scored(run).models == {0, 1, 2, 3}
     assert assemble(run, 4) == []
     phi = np.load(run / "scores.npy")
@@ -285,7 +286,7 @@ def test_scores_of_more_models_keep_the_first(run):
 def test_scoring_killed_between_any_two_files_goes_on_to_the_same(run, writes, monkeypatch):
     """Two parts of two files each, then the two files of all."""
     whole = shutil.copytree(run, run.with_name("whole"))
-    run_dir.write_part(whole, 0, *rows([0, 1, 2, 3]))
+    run_dir.write_part(whole, PHI, 0, *rows([0, 1, 2, 3]))
     assemble(whole, 4)
     left = writes
 
@@ -299,7 +300,7 @@ def test_scoring_killed_between_any_two_files_goes_on_to_the_same(run, writes, m
     def go_on():
         for first in (0, 2):
             if first not in scored(run).models:
-                run_dir.write_part(run, first, *rows([first, first + 1]))
+                run_dir.write_part(run, PHI, first, *rows([first, first + 1]))
         assert assemble(run, 4) == []
 
     with monkeypatch.context() as patch:
@@ -315,8 +316,8 @@ def test_scoring_killed_between_any_two_files_goes_on_to_the_same(run, writes, m
 
 def test_two_shards_that_put_the_parts_together_at_once_write_the_same(run, monkeypatch):
     """The other one does it all while this one is at its first row, and removes the parts."""
-    run_dir.write_part(run, 0, *rows([0, 1]))
-    run_dir.write_part(run, 2, *rows([2, 3]))
+    run_dir.write_part(run, PHI, 0, *rows([0, 1]))
+    run_dir.write_part(run, PHI, 2, *rows([2, 3]))
     real, calls = run_dir.write_rows, []
 
     def write_rows(path, dtype, shape, parts):
@@ -339,42 +340,42 @@ def flip(path):
 
 @pytest.mark.parametrize("name", ["scores.npy", "logits.npy"])
 def test_damaged_scores_are_refused_and_scored_anew_on_request(run, name):
-    run_dir.write_part(run, 0, *rows([0, 1]))
+    run_dir.write_part(run, PHI, 0, *rows([0, 1]))
     assemble(run, 2)
     flip(run / name)
     message = refusal(run, lambda: scored(run))
     assert message.startswith(f"{run}/{name}: damaged: its length or checksum")
     assert message.endswith("delete it and run score.py again, or give score.py --repair True")
     assert name in refusal(run, lambda: run_dir.read_score_set(run))
-    assert run_dir.scored(run, 9, E, 2, K, repair=True).models == set()
+    assert run_dir.scored(run, PHI, 9, E, repair=True).models == set()
 
 
 @pytest.mark.parametrize("kind", ["scores", "logits"])
 def test_a_damaged_part_is_refused_and_scored_anew_on_request(run, kind):
-    run_dir.write_part(run, 0, *rows([0, 1]))
-    run_dir.write_part(run, 2, *rows([2, 3]))
+    run_dir.write_part(run, PHI, 0, *rows([0, 1]))
+    run_dir.write_part(run, PHI, 2, *rows([2, 3]))
     flip(run / run_dir.SCORE_PARTS / f"{kind}_00002-00003.npy")
     assert f"{kind}_00002-00003.npy: damaged" in refusal(run, lambda: scored(run))
     with pytest.raises(InputError, match=f"{kind}_00002-00003.npy: damaged"):
         assemble(run, 4)
-    assert run_dir.scored(run, 9, E, 2, K, repair=True).models == {0, 1}
-    run_dir.write_part(run, 2, *rows([2, 3]))
+    assert run_dir.scored(run, PHI, 9, E, repair=True).models == {0, 1}
+    run_dir.write_part(run, PHI, 2, *rows([2, 3]))
     assert assemble(run, 4) == []
 
 
 def test_scores_of_other_views_or_examples_are_refused(run):
-    run_dir.write_part(run, 0, *rows([0, 1]))
-    message = refusal(run, lambda: run_dir.scored(run, 9, E, 18, K))
+    run_dir.write_part(run, PHI, 0, *rows([0, 1]))
+    message = refusal(run, lambda: run_dir.scored(run, run_dir.phi(18, K), 9, E))
     assert "holds 2 views, not score.views = 18; give --score.views 2" in message
-    assert "delete it" in refusal(run, lambda: run_dir.scored(run, 9, E + 1, 2, K))
+    assert "delete it" in refusal(run, lambda: run_dir.scored(run, PHI, 9, E + 1))
     assemble(run, 2)
-    message = refusal(run, lambda: run_dir.scored(run, 9, E, 18, K))
+    message = refusal(run, lambda: run_dir.scored(run, run_dir.phi(18, K), 9, E))
     assert "scores.npy: holds 2 views, not score.views = 18; give --score.views 2" in message
 
 
 @pytest.fixture
 def whole(run):
-    run_dir.write_part(run, 0, *rows([0, 1]))
+    run_dir.write_part(run, PHI, 0, *rows([0, 1]))
     assemble(run, 2)
     return run
 
@@ -393,10 +394,10 @@ def test_models_not_scored_yet_are_named_with_the_command_to_run(whole, tiny):
     prepare(whole, with_train(tiny, models=6))
     message = refusal(whole, lambda: run_dir.read_score_set(whole))
     assert message.endswith(f"scores.npy: models 2–5 of 6 not scored yet; {command}")
-    run_dir.write_part(whole, 2, *rows([2, 3, 4]))
+    run_dir.write_part(whole, PHI, 2, *rows([2, 3, 4]))
     message = refusal(whole, lambda: run_dir.read_score_set(whole))
     assert message.endswith(f"scores.npy: model 5 of 6 not scored yet; {command}")
-    run_dir.write_part(whole, 5, *rows([5]))
+    run_dir.write_part(whole, PHI, 5, *rows([5]))
     message = refusal(whole, lambda: run_dir.read_score_set(whole))
     assert message.endswith(f"all models are scored, but not in one file yet; {command}")
     (whole / run_dir.SCORES).unlink()
@@ -479,21 +480,21 @@ storage.write_whole(Path({str(run)!r}) / "score_parts" / "a.npy", write)
 
 
 def test_parts_of_other_shards_are_not_read_until_all_come_together(run):
-    run_dir.write_part(run, 0, *rows([0, 1]))
-    run_dir.write_part(run, 2, *rows([2, 3]))
+    run_dir.write_part(run, PHI, 0, *rows([0, 1]))
+    run_dir.write_part(run, PHI, 2, *rows([2, 3]))
     flip(run / run_dir.SCORE_PARTS / "scores_00002-00003.npy")
-    assert run_dir.scored(run, 4, E, 2, K, range(2)).models == {0, 1, 2, 3}
+    assert run_dir.scored(run, PHI, 4, E, range(2)).models == {0, 1, 2, 3}
     before = files_of(run)
-    assert run_dir.scored(run, 4, E, 2, K, range(2), repair=True).models == {0, 1, 2, 3}
+    assert run_dir.scored(run, PHI, 4, E, range(2), repair=True).models == {0, 1, 2, 3}
     assert files_of(run) == before
     with pytest.raises(InputError, match=r"scores_00002-00003\.npy: damaged"):
         assemble(run, 4)
 
 
 def test_parts_of_models_that_are_being_added_are_left_alone(run):
-    run_dir.write_part(run, 0, *rows([0, 1]))
-    run_dir.write_part(run, 2, *rows([2, 3]))
-    assert run_dir.scored(run, 2, E, 2, K).models == {0, 1}
+    run_dir.write_part(run, PHI, 0, *rows([0, 1]))
+    run_dir.write_part(run, PHI, 2, *rows([2, 3]))
+    assert run_dir.scored(run, PHI, 2, E).models == {0, 1}
 
 
 def test_shards_that_begin_a_run_at_once_all_may(tmp_path, tiny, monkeypatch):
@@ -513,7 +514,7 @@ def test_shards_that_begin_a_run_at_once_all_may(tmp_path, tiny, monkeypatch):
 
 
 def test_a_disk_that_fails_is_not_taken_for_damage(run, monkeypatch):
-    run_dir.write_part(run, 0, *rows([0, 1]))
+    run_dir.write_part(run, PHI, 0, *rows([0, 1]))
     assemble(run, 2)
     before = files_of(run)
 
@@ -522,7 +523,7 @@ def test_a_disk_that_fails_is_not_taken_for_damage(run, monkeypatch):
 
     monkeypatch.setattr(storage, "_is_as_written", fail)
     with pytest.raises(OSError, match="Stale file handle"):
-        run_dir.scored(run, 2, E, 2, K, repair=True)
+        run_dir.scored(run, PHI, 2, E, repair=True)
     assert files_of(run) == before
 
 

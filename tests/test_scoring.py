@@ -220,7 +220,7 @@ def test_only_missing_models_are_scored_again(trained, tmp_path):
     phi, logits = np.load(run / "scores.npy"), np.load(run / "logits.npy")
     for name in ("scores.npy", "logits.npy"):
         (copy / name).unlink()
-    run_dir.write_part(copy, 0, np.full_like(phi[:1], 123), logits[:1])
+    run_dir.write_part(copy, run_dir.phi(18, 10), 0, np.full_like(phi[:1], 123), logits[:1])
     scoring.score(experiment, copy, jax.devices()[:1])
     again = np.load(copy / "scores.npy")
     assert (again[0] == 123).all()
