@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import os
 import shutil
 import subprocess
@@ -413,6 +414,146 @@ def test_a_command_to_run_can_be_pasted(tmp_path, tiny):
     prepare(run, tiny)
     message = refusal(run, lambda: run_dir.read_score_set(run))
     assert message.endswith(f"""run python score.py --run '{tmp_path}/my runs/it'"'"'s'""")
+
+
+# Arrays that not every run has.
+
+MERLIN, NORM = run_dir.merlin(100, 0.02), run_dir.gradient_norm()
+
+
+def column(models, value=0.0):
+    return np.repeat(np.array(models, np.float32)[:, None] / 10 + value, E, axis=1)
+
+
+@pytest.mark.parametrize("product", [MERLIN, NORM])
+def test_an_optional_array_comes_together_and_into_the_score_set(whole, product):
+    (name,) = product.arrays
+    before = files_of(whole)
+    assert getattr(run_dir.read_score_set(whole), name) is None
+    run_dir.write_part(whole, product, 1, column([1]))
+    assert run_dir.assemble(whole, product, 2, E) == [0]
+    assert getattr(run_dir.read_score_set(whole), name) is None
+    run_dir.write_part(whole, product, 0, column([0]))
+    assert run_dir.assemble(whole, product, 2, E) == []
+    np.testing.assert_array_equal(getattr(run_dir.read_score_set(whole), name), column([0, 1]))
+    after = files_of(whole)
+    assert after.keys() - before.keys() == {f"{name}.npy", *[product.record] * (name == "merlin")}
+    assert {path: after[path] for path in before} == before
+
+
+def test_an_optional_array_of_fewer_models_than_the_run_is_left_out(whole, tiny):
+    run_dir.write_part(whole, NORM, 0, column([0, 1]))
+    run_dir.assemble(whole, NORM, 2, E)
+    prepare(whole, with_train(tiny, models=4))
+    run_dir.write_part(whole, PHI, 2, *rows([2, 3]))
+    assemble(whole, 4)
+    assert run_dir.read_score_set(whole).gradient_norm is None
+    run_dir.write_part(whole, NORM, 2, column([2, 3]))
+    assert run_dir.assemble(whole, NORM, 4, E) == []
+    np.testing.assert_array_equal(run_dir.read_score_set(whole).gradient_norm, column(range(4)))
+
+
+def test_noisy_queries_of_other_settings_are_refused_by_name_and_parts_of_them_are_not_used(run):
+    run_dir.write_part(run, run_dir.merlin(50, 0.02), 0, column([0, 1], 0.5))
+    assert run_dir.scored(run, MERLIN, 2, E).models == set()
+    run_dir.write_part(run, MERLIN, 0, column([0, 1]))
+    assert run_dir.assemble(run, MERLIN, 2, E) == []
+    np.testing.assert_array_equal(np.load(run / "merlin.npy"), column([0, 1]))
+    assert not (run / MERLIN.parts).exists()
+    for other in (run_dir.merlin(50, 0.02), run_dir.merlin(100, 0.1)):
+        for repair in (False, True):
+            ask = functools.partial(run_dir.scored, run, other, 2, E, repair=repair)
+            message = refusal(run, ask)
+            assert "merlin.npy: made with score.noisy_queries = 100, score.noise = 0.02" in message
+            assert "delete it to make it anew" in message
+    (run / "merlin.npy").unlink()
+    assert run_dir.scored(run, run_dir.merlin(50, 0.02), 2, E).models == set()
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", '{"score.noise": 0.02}', "[1]"])
+def test_noisy_queries_of_unknown_settings_are_not_used(run, content):
+    run_dir.write_part(run, MERLIN, 0, column([0, 1]))
+    run_dir.assemble(run, MERLIN, 2, E)
+    (run / MERLIN.record).unlink() if content is None else (run / MERLIN.record).write_text(content)
+    message = refusal(run, lambda: run_dir.scored(run, MERLIN, 2, E))
+    assert "merlin.json, which tells its settings, is missing or damaged" in message
+    assert "give score.py --score.noisy_queries 100 --score.noise 0.02 --repair True" in message
+    assert run_dir.scored(run, MERLIN, 2, E, repair=True).models == set()
+    assert not (run / "merlin.npy").exists()
+
+
+@pytest.mark.parametrize("product", [MERLIN, NORM])
+def test_a_damaged_optional_array_is_refused_with_the_command_that_mends_it(whole, product):
+    (name,) = product.arrays
+    run_dir.write_part(whole, product, 0, column([0, 1]))
+    run_dir.assemble(whole, product, 2, E)
+    flip(whole / f"{name}.npy")
+    message = refusal(whole, lambda: run_dir.scored(whole, product, 2, E))
+    assert f"{name}.npy: damaged" in message
+    assert message.endswith(f"run {product.command} again, or give {product.command} --repair True")
+    assert f"{name}.npy: damaged" in refusal(whole, lambda: run_dir.read_score_set(whole))
+    assert run_dir.scored(whole, product, 2, E, repair=True).models == set()
+    run_dir.write_array(whole / f"{name}.npy", column([0, 1, 2]))
+    message = refusal(whole, lambda: run_dir.read_score_set(whole))
+    assert f"{name}.npy: holds 3 models, the run 2; delete it" in message
+
+
+@pytest.mark.parametrize("writes", range(5))
+def test_noisy_queries_killed_between_any_two_files_go_on_to_the_same(run, writes, monkeypatch):
+    """Two parts, the settings, the file of all."""
+    whole = shutil.copytree(run, run.with_name("whole"))
+    run_dir.write_part(whole, MERLIN, 0, column(range(4)))
+    run_dir.assemble(whole, MERLIN, 4, E)
+    left = writes
+
+    def killed(path, write, real=storage.write_whole):
+        nonlocal left
+        if not left:
+            raise KeyboardInterrupt
+        left -= 1
+        real(path, write)
+
+    def go_on():
+        for first in (0, 2):
+            if first not in run_dir.scored(run, MERLIN, 4, E).models:
+                run_dir.write_part(run, MERLIN, first, column([first, first + 1]))
+        assert run_dir.assemble(run, MERLIN, 4, E) == []
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "write_whole", killed)
+        if writes < 4:
+            with pytest.raises(KeyboardInterrupt):
+                go_on()
+        else:
+            go_on()
+    go_on()
+    assert files_of(run) == files_of(whole)
+
+
+def test_canaries_are_the_last_examples(tmp_path, tiny):
+    data = dataclasses.replace(tiny.data, canaries=3)
+    run = tmp_path / "run"
+    prepare(run, dataclasses.replace(tiny, data=data))
+    run_dir.write_part(run, PHI, 0, *rows([0, 1]))
+    assemble(run, 2)
+    assert run_dir.read_score_set(run).canary.tolist() == [False] * (E - 3) + [True] * 3
+    message = refusal(run, lambda: prepare(run, tiny))
+    assert "this run has data.canaries = 3, not 0" in message
+    noise = dataclasses.replace(tiny, data=dataclasses.replace(data, canary_kind="noise"))
+    message = refusal(run, lambda: prepare(run, noise))
+    assert "this run has data.canary_kind = 'mislabelled', not 'noise'" in message
+
+
+def test_a_run_of_before_there_were_canaries_and_options_is_read(whole, tiny):
+    path = whole / run_dir.CONFIG
+    new = ("canaries", "canary_kind", "noisy_queries", "noise", "gradient_norm", "extra", "fpr")
+    lines = path.read_text().splitlines(keepends=True)
+    old = [line for line in lines if line.split(" = ")[0] not in new]
+    assert len(old) == len(lines) - len(new)
+    path.write_text("".join(old))
+    assert run_dir.read_config(whole) == tiny
+    found = run_dir.read_score_set(whole)
+    assert (found.canary, found.merlin, found.gradient_norm) == (None, None, None)
 
 
 # Locks.

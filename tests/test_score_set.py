@@ -49,6 +49,37 @@ def test_reads_what_was_saved(tmp_path):
     assert score_set.source == str(tmp_path / "scores.npz")
 
 
+OPTIONAL = {
+    "merlin": np.linspace(0, 1, MODELS * EXAMPLES).reshape(MODELS, EXAMPLES),
+    "gradient_norm": np.arange(MODELS * EXAMPLES, dtype=np.float16).reshape(MODELS, EXAMPLES),
+    "canary": np.arange(EXAMPLES) >= EXAMPLES - 2,
+}
+
+
+def test_noisy_queries_gradient_norms_and_canaries_may_come_along(tmp_path):
+    score_set = check(read_npz(saved(tmp_path, **OPTIONAL)))
+    for name, array in OPTIONAL.items():
+        np.testing.assert_array_equal(getattr(score_set, name), array)
+    integers = OPTIONAL["canary"].astype(np.int8)
+    assert check(read_npz(saved(tmp_path, canary=integers))).canary.dtype == np.bool_
+    assert read_npz(saved(tmp_path)).canary is None
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_scores_of_any_floating_point_type_are_taken_as_they_are(tmp_path, kind):
+    changes = {name: arrays()[name].astype(kind) for name in ("scores", "logits")}
+    score_set = check(read_npz(saved(tmp_path, **changes)))
+    assert score_set.scores.dtype == score_set.logits.dtype == kind
+    np.testing.assert_array_equal(score_set.scores, changes["scores"])
+
+
+def test_a_float16_score_beyond_its_range_is_named(tmp_path):
+    beyond = arrays()["scores"].astype(np.float16)
+    beyond[1, 2, 0] = np.inf
+    score_set = read_npz(saved(tmp_path, scores=beyond))
+    assert "`scores` is inf at model 1, example 2, view 0" in refusal(check, score_set)
+
+
 def test_needs_only_scores_and_keep_and_takes_one_view_and_integers(tmp_path):
     one_view = arrays()["scores"][:, :, 0]
     integers = arrays()["keep"].astype(np.int64)
@@ -110,6 +141,8 @@ def test_damaged_bytes_are_refused(tmp_path):
         ({"block": np.array([2, 2])}, "`block` is int64 of shape (2,)"),
         ({"block": np.array(2.0)}, "`block` is float64"),
         ({"keep": np.full((4, 6), 2)}, "`keep` is 2 at model 0, example 0"),
+        ({"canary": np.arange(6)}, "`canary` is 2 at example 2; use 1 (inserted) and 0 (not)"),
+        ({"merlin": np.array([[None]])}, "`merlin` holds Python objects"),
     ],
 )
 def test_wrong_arrays_are_refused_on_reading(tmp_path, changes, words):
@@ -147,6 +180,19 @@ def with_value(name, index, value):
         ({"logits": np.zeros((4, 6))}, "`logits` has shape (4, 6)"),
         ({"logits": np.zeros((4, 5, 3))}, "must be (4, 6, classes)"),
         ({"logits": np.zeros((4, 6, 3), int)}, "`logits` is int64"),
+        ({"canary": np.zeros(5, bool)}, "`canary` is bool of shape (5,)"),
+        ({"canary": np.zeros(6)}, "`canary` is float64 of shape (6,)"),
+        ({"canary": np.ones(6, bool)}, "in `canary` every example is one"),
+        ({"merlin": np.zeros((4, 5))}, "`merlin` is float64 of shape (4, 5)"),
+        ({"merlin": np.zeros((4, 6), int)}, "`merlin` is int64"),
+        (
+            {"merlin": np.full((4, 6), 1.5)},
+            "`merlin` is 1.5 at model 0, example 0; must be a share",
+        ),
+        ({"merlin": np.full((4, 6), np.nan)}, "`merlin` is nan"),
+        ({"gradient_norm": np.zeros((3, 6))}, "`gradient_norm` is float64 of shape (3, 6)"),
+        ({"gradient_norm": np.full((4, 6), -1.0)}, "`gradient_norm` is -1.0"),
+        ({"gradient_norm": np.full((4, 6), np.inf)}, "`gradient_norm` is inf"),
     ],
 )
 def test_wrong_values_are_refused_by_check(changes, words):

@@ -16,9 +16,11 @@ from scipy.special import logsumexp
 from lira_jax import checkpoints, ensemble, run_dir, scoring, training
 from lira_jax.config import ScoreConfig
 from lira_jax.errors import InputError
+from lira_jax.networks import Network
 from lira_jax.scoring import logit_scaled, scores_of_model
+from lira_jax.shards import Shard
 from lira_jax.views import Views, fixed_views
-from tests.conftest import with_train
+from tests.conftest import files_of, refusal, with_train
 
 
 def reference(logits, labels):
@@ -225,6 +227,269 @@ def test_only_missing_models_are_scored_again(trained, tmp_path):
     again = np.load(copy / "scores.npy")
     assert (again[0] == 123).all()
     np.testing.assert_array_equal(again[1], phi[1])
+
+
+# Noisy queries and gradient norms, on a network that compiles fast.
+
+QUERIES, SIGMA = 7, 0.3
+NETWORK = Network(*[lambda *_: None] * 3)
+
+
+def with_score(experiment, **changes):
+    return dataclasses.replace(experiment, score=dataclasses.replace(experiment.score, **changes))
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A run of four models on 60 digits, trained and scored; not to be changed."""
+    from lira_jax.config import DataConfig, Experiment, NetworkConfig, TrainConfig
+
+    experiment = Experiment(
+        seed=3,
+        data=DataConfig(limit=60),
+        network=NetworkConfig("tests.test_command_line:network"),
+        train=TrainConfig(
+            models=4, epochs=4, batch_size=10, mirror=False, shift=0, ema=0.9, group=4
+        ),
+        score=ScoreConfig(views=2, batch_size=50),
+    )
+    run = tmp_path_factory.mktemp("small") / "run"
+    training.train(experiment, run, jax.devices()[:2])
+    scoring.score(experiment, run, jax.devices()[:2])
+    return experiment, run
+
+
+@pytest.fixture(scope="module")
+def both(small, tmp_path_factory):
+    """The same run with noisy queries and gradient norms asked for later; not to be changed."""
+    experiment, run = small
+    run = shutil.copytree(run, tmp_path_factory.mktemp("both") / "run")
+    experiment = with_score(experiment, noisy_queries=QUERIES, noise=SIGMA, gradient_norm=True)
+    scoring.score(experiment, run, jax.devices()[:2])
+    return experiment, run
+
+
+def test_asking_later_computes_only_what_is_missing(small, both, monkeypatch):
+    before, after = files_of(small[1]), files_of(both[1])
+    new = {"merlin.npy", "merlin.json", "gradient_norm.npy"}
+    assert after.keys() - before.keys() == new
+    assert {name: after[name] for name in before} == before
+
+    def nothing(*_):
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(ensemble, "over_models", nothing)
+    scoring.score(*both)
+    scoring.score(*small)
+    assert files_of(both[1]) == after
+
+
+def test_without_a_score_file_all_three_are_made_at_once_to_the_same_bytes(both, tmp_path):
+    experiment, run = both
+    copy = shutil.copytree(run, tmp_path / "run")
+    for name in ("scores.npy", "logits.npy", "merlin.npy", "merlin.json", "gradient_norm.npy"):
+        (copy / name).unlink()
+    scoring.score(experiment, copy, jax.devices()[:2])
+    assert files_of(copy) == files_of(run)
+
+
+def test_merlin_is_the_share_of_noisy_copies_with_a_greater_loss(both):
+    experiment, run = both
+    data, network, stored = variables_of(experiment, run)
+    merlin = np.load(run / "merlin.npy")
+    assert (merlin.shape, merlin.dtype) == ((4, 60), np.float32)
+    stream = jax.random.fold_in(jax.random.key(experiment.seed), scoring.NOISE)
+
+    def loss(variables, x, label):
+        logits = np.asarray(network.apply(variables, x[None])[0], np.float64)
+        return logsumexp(logits) - logits[label]
+
+    for example in (0, 17, 59):
+        x = data.images[example].astype(np.float32) / 127.5 - 1
+        key = jax.random.fold_in(stream, example)
+        noise = [jax.random.normal(jax.random.fold_in(key, t), x.shape) for t in range(QUERIES)]
+        for model in range(4):
+            variables = jax.tree.map(lambda leaf, n=model: leaf[n], stored)
+            label = data.labels[example]
+            own = loss(variables, x, label)
+            greater = [loss(variables, x + SIGMA * np.asarray(e), label) > own for e in noise]
+            assert merlin[model, example] == pytest.approx(np.mean(greater), rel=1e-6)
+    assert len(np.unique(merlin)) > QUERIES / 2
+
+
+def test_noise_has_the_asked_deviation_in_units_of_the_input():
+    """A network that gives the images themselves away: the loss rises where pixel 0 does."""
+    seen = []
+
+    def apply(variables, x):
+        jax.debug.callback(lambda x: seen.append(np.asarray(x)), x)
+        return jnp.stack([-x[:, 0, 0, 0], jnp.zeros(len(x))], axis=1)
+
+    network = dataclasses.replace(NETWORK, apply=apply)
+    images = jnp.full((2, 16, 16, 3), 51, jnp.uint8)  # −0.6
+    function = scoring.merlin_of_model(network, 0, 100, 0.02)
+    (merlin,) = function({}, np.array([[0], [1]]), images, jnp.zeros(2, jnp.int32))
+    jax.effects_barrier()
+    x = np.stack(seen)
+    assert x.shape == (2, 101, 16, 16, 3)
+    np.testing.assert_allclose(x[:, 0], -0.6, rtol=1e-6)
+    noise = x[:, 1:] + 0.6
+    assert noise.std() == pytest.approx(0.02, rel=0.01)
+    assert abs(noise.mean()) < 2e-4
+    correlations = np.corrcoef(noise.reshape(200, -1)) - np.eye(200)
+    assert abs(correlations).max() < 0.25  # 768 pixels: 7 standard errors
+    np.testing.assert_allclose(merlin[:, 0], (noise[:, :, 0, 0, 0] > 0).mean(1), rtol=1e-6)
+
+
+def test_more_noisy_queries_begin_with_the_same(small):
+    experiment, run = small
+    data, network, stored = variables_of(experiment, run)
+    variables = jax.tree.map(lambda leaf: leaf[0], stored)
+
+    def counts(queries):
+        function = scoring.merlin_of_model(network, experiment.seed, queries, SIGMA)
+        index = np.arange(60).reshape(6, 10)
+        (share,) = jax.jit(function)(variables, index, data.images, jnp.asarray(data.labels))
+        return np.round(np.asarray(share).ravel() * queries)
+
+    five, six = counts(5), counts(6)
+    assert set(six - five) == {0, 1}
+
+
+def test_the_gradient_norm_is_that_of_each_example_alone_in_evaluation_mode(both):
+    experiment, run = both
+    data, network, stored = variables_of(experiment, run)
+    norms = np.load(run / "gradient_norm.npy")
+    assert (norms.shape, norms.dtype) == ((4, 60), np.float32)
+
+    @jax.jit
+    @jax.grad
+    def gradient(params, rest, image, label):
+        x = image[None].astype(jnp.float32) / 127.5 - 1
+        logits = network.apply({"params": params, "rest": rest}, x)
+        return -jax.nn.log_softmax(logits)[0, label]
+
+    for model in range(4):
+        variables = jax.tree.map(lambda leaf, n=model: leaf[n], stored)
+        for example in range(0, 60, 7):
+            tree = gradient(
+                variables["params"], variables["rest"], data.images[example], data.labels[example]
+            )
+            flat = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+            expected = np.linalg.norm(flat.astype(np.float64))
+            assert norms[model, example] == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_gradient_norm_of_a_sure_example_does_not_round_to_zero():
+    """Of logits (w, 0): the gradient by w is −(1 − p) = −sigmoid(−w)."""
+
+    def apply(variables, x):
+        return jnp.stack([variables["params"], jnp.zeros(())])[None]
+
+    function = scoring.gradient_norm_of_model(dataclasses.replace(NETWORK, apply=apply))
+    images, labels = jnp.zeros((1, 2, 2, 1), jnp.uint8), jnp.zeros(1, jnp.int32)
+    for weight in (0.0, 5.0, 30.0, 60.0):
+        (norm,) = function({"params": jnp.float32(weight)}, np.zeros((1, 1), int), images, labels)
+        assert float(norm[0, 0]) == pytest.approx(np.exp(-np.logaddexp(0, weight)), rel=1e-5)
+
+
+def test_gradients_of_several_examples_at_once_are_the_same(small):
+    experiment, run = small
+    data, network, stored = variables_of(experiment, run)
+    variables = jax.tree.map(lambda leaf: leaf[0], stored)
+    function = jax.jit(scoring.gradient_norm_of_model(network))
+    results = [
+        function(variables, np.arange(60).reshape(-1, b), data.images, jnp.asarray(data.labels))[0]
+        for b in (1, 4, 60)
+    ]
+    for result in results[1:]:
+        np.testing.assert_allclose(result.ravel(), results[0].ravel(), rtol=1e-5)
+
+
+def test_optional_arrays_are_bitwise_the_same_over_devices_and_shards(both, tmp_path):
+    experiment, run = both
+    copy = shutil.copytree(run, tmp_path / "run")
+    for name in ("merlin.npy", "merlin.json", "gradient_norm.npy"):
+        (copy / name).unlink()
+    for index, devices in ((0, 1), (2, 2), (1, 1)):
+        scoring.score(experiment, copy, jax.devices()[:devices], Shard(index, 3))
+    assert files_of(copy) == files_of(run)
+
+
+@pytest.mark.parametrize("folder", ["merlin_parts", "gradient_norm_parts"])
+def test_a_run_stopped_amid_an_optional_array_goes_on(both, folder, tmp_path, monkeypatch):
+    experiment, run = both
+    copy = shutil.copytree(run, tmp_path / "run")
+    for name in ("merlin.npy", "merlin.json", "gradient_norm.npy"):
+        (copy / name).unlink()
+    real, written = run_dir.write_part, []
+
+    def write_part(run, product, first, *arrays):
+        if product.parts == folder and first:
+            raise KeyboardInterrupt
+        written.append((product.parts, first))
+        real(run, product, first, *arrays)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_dir, "write_part", write_part)
+        with pytest.raises(KeyboardInterrupt):
+            scoring.score(experiment, copy, jax.devices()[:1])
+    held = len(written)
+    assert written[-1] == (folder, 0)
+    monkeypatch.setattr(
+        run_dir, "write_part", lambda r, p, f, *a: (written.append((p.parts, f)), real(r, p, f, *a))
+    )
+    scoring.score(experiment, copy, jax.devices()[:1])
+    assert files_of(copy) == files_of(run)
+    assert len(set(written)) == len(written) == 8 > held
+
+
+def test_other_noise_is_refused_and_a_damaged_array_mended_on_request(both, tmp_path):
+    experiment, run = both
+    copy = shutil.copytree(run, tmp_path / "run")
+    for changes in ({"noise": 0.1}, {"noisy_queries": 8}):
+        other = with_score(experiment, **changes)
+        message = refusal(copy, lambda other=other: scoring.score(other, copy))
+        assert f"made with score.noisy_queries = {QUERIES}, score.noise = {SIGMA}" in message
+    for name in ("merlin.npy", "gradient_norm.npy"):
+        content = bytearray((copy / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (copy / name).write_bytes(content)
+    assert "damaged" in refusal(copy, lambda: scoring.score(experiment, copy))
+    scoring.score(experiment, copy, jax.devices()[:2], repair=True)
+    assert files_of(copy) == files_of(run)
+
+
+def test_more_models_add_to_optional_arrays(both, tmp_path):
+    experiment, run = both
+    copy = shutil.copytree(run, tmp_path / "run")
+    six = with_train(experiment, models=6)
+    training.train(six, copy, jax.devices()[:2])
+    scoring.score(six, copy, jax.devices()[:2])
+    for name in ("merlin.npy", "gradient_norm.npy"):
+        array = np.load(copy / name)
+        assert array.shape == (6, 60)
+        np.testing.assert_array_equal(array[:4], np.load(run / name))
+
+
+def test_canaries_are_scored_like_any_example_and_left_out_of_the_accuracy(small, tmp_path, capsys):
+    experiment, _ = small
+    data = dataclasses.replace(experiment.data, canaries=30)
+    experiment = with_train(dataclasses.replace(experiment, data=data), models=2, group=2)
+    run = tmp_path / "run"
+    training.train(experiment, run, jax.devices()[:2])
+    capsys.readouterr()
+    scoring.score(experiment, run, jax.devices()[:2])
+    labels, keep, logits = (np.load(run / f"{n}.npy") for n in ("labels", "keep", "logits"))
+    correct = (logits.argmax(axis=2) == labels)[:, :60]
+    members, others = correct[keep[:, :60]].mean(), correct[~keep[:, :60]].mean()
+    assert (
+        f"accuracy {members:.2%} on members, {others:.2%} on non-members, 30 canaries left out"
+        in capsys.readouterr().out
+    )
+    found = run_dir.read_score_set(run)
+    assert found.scores.shape == (2, 90, 2)
+    assert np.flatnonzero(found.canary).tolist() == list(range(60, 90))
 
 
 def test_weights_that_give_no_finite_score_are_named(tiny, tmp_path):

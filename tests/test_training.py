@@ -350,6 +350,30 @@ def test_examples_that_make_no_equal_folds_are_left_out_and_named(tiny, tmp_path
     assert np.load(tmp_path / "run" / "keep.npy").shape == (2, 120)
 
 
+@pytest.mark.parametrize("kind", ["mislabelled", "noise"])
+@pytest.mark.parametrize("canaries", [6, 7])
+def test_canaries_come_last_and_share_the_folds_with_the_other_examples(tiny, kind, canaries):
+    """Of 120 digits, so that 126 or, with one digit left out, 126 examples make two folds."""
+    config = DataConfig(limit=120, canaries=canaries, canary_kind=kind)
+    data = training.candidates(dataclasses.replace(tiny, data=config))
+    plain = training.candidates(tiny)
+    ordinary = 126 - canaries
+    assert (data.canaries, data.available, len(data.labels)) == (canaries, 120 + canaries, 126)
+    np.testing.assert_array_equal(data.images[:ordinary], plain.images[:ordinary])
+    np.testing.assert_array_equal(data.labels[:ordinary], plain.labels[:ordinary])
+    np.testing.assert_array_equal(data.keep.sum(axis=0), 1)
+    np.testing.assert_array_equal(data.keep.sum(axis=1), 63)
+    assert 0 < data.keep[0, ordinary:].sum() < canaries
+    assert plain.canaries == 0
+
+
+def test_too_many_folds_for_the_examples_besides_canaries_are_refused(tiny):
+    data = DataConfig(limit=120, canaries=300, canary_kind="noise")
+    many = with_train(dataclasses.replace(tiny, data=data), keep="1/211", models=211)
+    with pytest.raises(InputError, match="120 training images and 300 canaries cannot be cut into"):
+        training.candidates(many)
+
+
 def test_the_members_of_a_model_are_its_mask_and_nothing_else(tiny):
     data = training.candidates(tiny)
     from lira_jax import ensemble
