@@ -156,8 +156,8 @@ class AttackConfig:
             code).
         extra: An attack of your own to run beside the others, as `package.module:function`; empty
             for none.
-        fpr: False-positive rate at which decisions about the model of --target are made, in
-            (0, 1).
+        fpr: False-positive rate at which decisions about a target of your own are made, between 0
+            and 1.
     """
 
     queries: int = 0

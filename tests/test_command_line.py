@@ -267,7 +267,8 @@ def test_every_field_can_be_overridden(experiment_of, toml):
         "network.arch": "resnet", "train.models": 6, "train.keep": "1/4", "train.epochs": 9,
         "train.optimizer": "adam", "train.schedule": "constant", "train.dtype": "bfloat16",
         "train.ema": 0.0, "train.momentum": 0.5, "train.label_smoothing": 0.5,
-        "score.views": 162, "attack.centre": "median",
+        "score.views": 162, "attack.centre": "median", "attack.extra": "a.b:c", "attack.fpr": 0.25,
+            "data.canary_kind": "noise",
         "data.name": "some name", "data.path": "a b/ü.npz",
     }  # fmt: skip
     other["train.keep"] = "1/3"
@@ -415,6 +416,19 @@ def test_a_run_does_not_go_on_as_another(refused, run, toml, monkeypatch):
     monkeypatch.setattr(datasets, "load", changed)
     assert "the data have changed" in refused(train, "--run", run)
     assert "the data have changed" in refused(score, "--run", run)
+
+
+def test_noisy_queries_and_gradient_norms_can_be_asked_for_later(call, refused, run):
+    before = files_of(run)
+    options = ("--score.noisy_queries", 3, "--score.noise", 0.5)
+    assert call(score, "--run", run, *options, "--score.gradient_norm", "True").code == 0
+    after = files_of(run)
+    assert after.keys() - before.keys() == {"merlin.npy", "merlin.json", "gradient_norm.npy"}
+    assert {name: after[name] for name in before} == before
+    message = refused(score, "--run", run, "--score.noisy_queries", "3")
+    assert "made with score.noisy_queries = 3, score.noise = 0.5; give these" in message
+    found = run_dir.read_score_set(run)
+    assert found.merlin.shape == found.gradient_norm.shape == (4, 120)
 
 
 def test_stages_out_of_order_name_what_is_missing_and_the_command(refused, run):
