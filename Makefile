@@ -26,7 +26,7 @@ demo: $(STAMP)
 	$(BIN)/python attack.py --run $(RUN)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 faults: $(STAMP)
 	LIRA_JAX_KILLS=20 $(BIN)/python -m pytest tests/test_faults.py

@@ -2,13 +2,16 @@
 
     python benchmarks/attack.py
 
-N = 256 models in blocks of 2, E = 50,000 examples, Q = 18 views: a 0.9 GB float32 score file, read
-by memory map. Every model is a target, attacked by the 254 models outside its block. Measured, each
-in a process of its own, in turn, `--repeats` times:
+N = 256 models in blocks of 2, E = 50,000 examples, Q = 18 views: a 0.9 GB float32 score file, and
+0.5 GB of logits, read by memory map, with all that any attack needs. Every model is a target,
+attacked by the 254 models outside its block. Measured, each in a process of its own, in turn,
+`--repeats` times:
 
-- `lira`: the six LiRA variants (online and offline; σ per example, global, pooled), whose targets
-  are 60 seconds and 4 GB of memory on 2 cores;
-- `stage`: all that attack.py does: every attack, ROC curves, bootstrap intervals, figures, files;
+- `lira`: the eight LiRA variants (online and offline; σ per example, global, pooled, shrunk), whose
+  targets are 60 seconds and 4 GB of memory on 2 cores;
+- `attacks`: every family of attacks once, LiRA among them, nothing else;
+- `stage`: all that attack.py does: every attack, the ablation, bootstrap intervals, curves,
+  figures, report. Its target is 120 seconds with `--models 64 --examples 10000`;
 - `loop`: the plain way, one Python step per target and example: pick the IN and OUT references, fit
   mean and standard deviation, SciPy's densities. Two variants only (σ per example). It is timed on
   `--loop-pairs` random pairs of target and example and scaled to all N·E pairs.
@@ -40,7 +43,7 @@ from numpy.lib.format import open_memmap
 from scipy.stats import norm
 
 from lira_jax import attacking, membership
-from lira_jax.attacks import lira, references
+from lira_jax.attacks import ATTACKS, lira, references
 from lira_jax.config import AttackConfig
 from lira_jax.score_set import ScoreSet
 
@@ -50,8 +53,11 @@ BETWEEN_MODELS, BETWEEN_VIEWS = 0.9, 0.45
 SHIFT = 1.0  # by which members are higher, in the same unit
 
 
+CLASSES = 10
+
+
 def make(folder: Path, models: int, examples: int, queries: int) -> None:
-    """Write `scores.npy` [N, E, Q] and `keep.npy` [N, E], unless they are there already."""
+    """Write scores, masks and what else attacks need, unless they are there already."""
     shape = (models, examples, queries)
     path = folder / "scores.npy"
     if path.exists() and np.load(path, mmap_mode="r").shape == shape:
@@ -63,18 +69,28 @@ def make(folder: Path, models: int, examples: int, queries: int) -> None:
     place = 3 * random.standard_normal((examples, 1), np.float32)
     # Never so small that the attack's least σ, 1 % of the global one, would differ from the loop's.
     unit = 0.5 + random.gamma(2.0, size=(examples, 1)).astype(np.float32)
+    labels = random.integers(CLASSES, size=examples)
+    np.save(folder / "labels.npy", labels)
     scores = open_memmap(folder / "scores.tmp.npy", "w+", np.float32, shape)
+    logits = open_memmap(folder / "logits.npy", "w+", np.float32, (models, examples, CLASSES))
+    is_label = np.arange(CLASSES) == labels[:, np.newaxis]
     for model in range(models):
         noise = BETWEEN_MODELS * random.standard_normal((examples, 1), np.float32)
         noise = noise + BETWEEN_VIEWS * random.standard_normal((examples, queries), np.float32)
         scores[model] = place + unit * (noise + SHIFT * keep[model][:, np.newaxis])
+        others = np.where(is_label, -np.inf, random.standard_normal(is_label.shape, np.float32))
+        logits[model] = others
+        logits[model][is_label] = scores[model, :, 0] + np.logaddexp.reduce(others, axis=1)
+    np.save(folder / "merlin.npy", random.integers(101, size=keep.shape) / np.float32(100))
+    np.save(folder / "gradient_norm.npy", np.exp(-scores[:, :, 0] / 2))
     scores.flush()
     (folder / "scores.tmp.npy").rename(path)
 
 
 def read(folder: Path) -> ScoreSet:
-    scores = np.load(folder / "scores.npy", mmap_mode="r")
-    return ScoreSet(scores, np.load(folder / "keep.npy"), BLOCK, str(folder))
+    names = ("scores", "labels", "logits", "merlin", "gradient_norm")
+    mapped = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
+    return ScoreSet(keep=np.load(folder / "keep.npy"), block=BLOCK, source=str(folder), **mapped)
 
 
 def ideal_auc(queries: int) -> float:
@@ -125,6 +141,12 @@ def measure(task: str, folder: Path, pairs: int, seed: int) -> dict[str, float]:
     start, start_cpu = time.perf_counter(), time.process_time()
     if task == "lira":
         result = lira.attack(score_set, references.find(score_set), AttackConfig())
+    elif task == "attacks":
+        rule = references.find(score_set)
+        for name, family in ATTACKS.items():
+            begin = time.perf_counter()
+            family.attack(score_set, rule, AttackConfig(), False)
+            found[f"seconds of {name}"] = time.perf_counter() - begin
     elif task == "stage":
         metrics = attacking.attack(
             score_set, AttackConfig(), "leave-block-out", folder / "attack", progress=False
@@ -160,7 +182,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="of each task")
     parser.add_argument("--loop-pairs", type=int, default=5_000, help="pairs the loop is timed on")
     parser.add_argument("--dir", type=Path, help="keep the score file here, or use the one there")
-    parser.add_argument("--task", choices=("lira", "stage", "loop"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--task", choices=("lira", "attacks", "stage", "loop"), help=argparse.SUPPRESS
+    )
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.task:  # a process of its own, started below
@@ -181,7 +205,12 @@ def report(options: argparse.Namespace, folder: Path) -> None:
         f"{size / 1e9:.2f} GB of scores; median (least–most) of {options.repeats}",
         flush=True,
     )
-    runs: dict[str, list[dict[str, float]]] = {"lira": [], "stage": [], "loop": []}
+    runs: dict[str, list[dict[str, float]]] = {
+        "lira": [],
+        "attacks": [],
+        "stage": [],
+        "loop": [],
+    }
     for repeat in range(options.repeats):
         for task, found in runs.items():
             command = [sys.executable, __file__, "--task", task, "--dir", str(folder)]
@@ -193,13 +222,18 @@ def report(options: argparse.Namespace, folder: Path) -> None:
     for found in runs["loop"]:
         found["seconds"] *= pairs / options.loop_pairs
         found["cpu_seconds"] *= pairs / options.loop_pairs
-    print(f"\n{'':6} {'seconds':>25} {'CPU seconds':>12} {'peak RSS':>9} {'its own':>9}")
+    print(f"\n{'':7} {'seconds':>25} {'CPU seconds':>12} {'peak RSS':>9} {'its own':>9}")
     for task, found in runs.items():
         seconds = [one["seconds"] for one in found]
         cpu = statistics.median(one["cpu_seconds"] for one in found)
         rss, own = (max(one[key] for one in found) / 1e9 for key in ("rss", "own"))
         text = f"{statistics.median(seconds):,.1f} ({min(seconds):,.1f}–{max(seconds):,.1f})"
-        print(f"{task:6} {text:>25} {cpu:12,.1f} {rss:6.2f} GB {own:6.2f} GB")
+        print(f"{task:7} {text:>25} {cpu:12,.1f} {rss:6.2f} GB {own:6.2f} GB")
+
+    parts = [key for key in runs["attacks"][0] if key.startswith("seconds of ")]
+    medians = {key: statistics.median(one[key] for one in runs["attacks"]) for key in parts}
+    each = ", ".join(f"{key.removeprefix('seconds of ')} {medians[key]:.1f}" for key in parts)
+    print(f"\nseconds of each family: {each}")
 
     def ratio(key: str) -> float:
         return statistics.median(
@@ -209,7 +243,7 @@ def report(options: argparse.Namespace, folder: Path) -> None:
     print(
         f"\nloop / lira: {ratio('seconds'):,.0f}× in seconds, {ratio('cpu_seconds'):,.0f}× in CPU "
         f"seconds (the loop timed on {options.loop_pairs:,} of {pairs:,} pairs and scaled; it uses "
-        "one core and computes 2 of the 6 variants)"
+        "one core and computes 2 of the 8 variants)"
     )
     print(
         f"largest difference from the loop's scores: {max(r['error'] for r in runs['lira']):.1e} "

@@ -1,32 +1,91 @@
-"""Stage 3: every attack on one set of scores, its figures, and the files that hold them."""
+"""Stage 3: every attack on one set of scores, judged.
+
+`analyse` is all of it, on arrays; `attack` also writes what it found (`attack_files.py`).
+"""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from tqdm import tqdm
 
-from lira_jax import evaluation
-from lira_jax.attacks import ATTACKS, reference_code, references
-from lira_jax.config import AttackConfig
+from lira_jax import (
+    __version__,
+    attack_files,
+    curves,
+    datasets,
+    epsilon,
+    evaluation,
+    null_check,
+    run_dir,
+    vulnerability,
+)
+from lira_jax.attacks import ATTACKS, TITLES, Attack, Family, ablation, reference_code, references
+from lira_jax.attacks.references import References
+from lira_jax.config import AttackConfig, Experiment, flatten, keep_fraction
 from lira_jax.errors import InputError
-from lira_jax.evaluation import FPRS, Roc
-from lira_jax.figures import roc_figure
-from lira_jax.score_set import ScoreSet, check
-from lira_jax.storage import is_remote, write_text, write_whole
-
-# Fewer expected false positives than this behind a TPR, and the output marks it.
-FEW_FALSE_POSITIVES = 10
+from lira_jax.figures import Band, Curve, Findings, statistic_curves
+from lira_jax.score_set import ScoreSet, check, of_examples, read_only
+from lira_jax.user_code import failure, import_function
 
 Protocol = Literal["leave-block-out", "reference-code"]
+
+# What an attack lacks where a field of ScoreSet is missing, and how to come by it.
+REMEDIES = {
+    "labels": "needs labels [E] beside the scores",
+    "logits": "needs logits [N, E, K] beside the scores",
+    "merlin": "needs noisy queries: python score.py --run DIR --score.noisy_queries 100",
+    "gradient_norm": "needs gradients: python score.py --run DIR --score.gradient_norm True",
+}
+# The attack by which examples are ranked: its scores are log-ratios.
+EXPOSURE = "lira-online"
+
+
+@dataclass(frozen=True)
+class About:
+    """What is known beyond scores and masks. Nothing of it changes a figure.
+
+    Attributes:
+        settings: of the run, by dotted name; None for scores made elsewhere.
+        versions: of the software that trained the models, by name.
+        images: the examples, to draw in the report; None where there are none.
+        no_images: why there are none.
+        classes: names of the K classes; None where unknown.
+    """
+
+    settings: Mapping[str, Any] | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    images: UInt8[np.ndarray, "E H W C"] | None = None
+    no_images: str = "scores that were made elsewhere come without images"
+    classes: tuple[str, ...] | None = None
+
+
+def about_run(run: Path, experiment: Experiment) -> About:
+    """What a run's own files tell, and its images if the data are where they were.
+
+    Args:
+        run: a run directory.
+        experiment: its configuration.
+    """
+    versions = run_dir.read_versions(run)
+    about = About(
+        settings=flatten(experiment),
+        versions={name: text for name, text in versions.items() if name != "data_digest"},
+    )
+    try:
+        data = datasets.load(experiment.data, experiment.seed)
+        if data.digest != versions["data_digest"]:
+            return replace(about, no_images="the data have changed since training")
+        images, _ = datasets.candidates(data, keep_fraction(experiment.train.keep)[1])
+    except InputError as error:  # the attacks need no images
+        return replace(about, no_images=str(error))
+    return replace(about, images=images, classes=data.classes)
 
 
 def attack(
@@ -35,11 +94,13 @@ def attack(
     protocol: Protocol,
     out: Path,
     progress: bool = True,
+    about: About = About(),
+    *,
+    check_null: bool = False,
 ) -> dict[str, Any]:
-    """Run every attack and write what came out.
+    """Run every attack and write what came out (`attack_files.py`).
 
-    Writes `metrics.json`, `table.csv`, `roc.npz`, `figures/roc.png` and `figures/roc.pdf` into
-    `out`, each at once or not at all, and nothing before all input is checked. The same input
+    Each file is written at once or not at all, and none before all input is checked. The same input
     writes the same bytes.
 
     Args:
@@ -49,60 +110,334 @@ def attack(
             no blocks); `reference-code` evaluates as the public LiRA code does.
         out: folder to write into, made if missing.
         progress: show progress bars, if standard error is a terminal.
+        about: for the report.
+        check_null: also send scores without leakage through every attack.
 
     Returns:
         What `metrics.json` holds.
 
     Raises:
         InputError: arrays that no attack could use, masks that leave a target without references,
-            more views asked for than there are, an `out` that cannot be written.
+            more views asked for than there are, a user's attack that fails, an `out` that cannot
+            be written.
+    """
+    if protocol == "reference-code":
+        findings = analyse_as_reference_code(score_set, config, about, out=out, progress=progress)
+    else:
+        findings = analyse(
+            score_set, config, about, check_null=check_null, out=out, progress=progress
+        )
+    attack_files.write(findings, out)
+    return dict(findings.metrics)
+
+
+def analyse(
+    score_set: ScoreSet,
+    config: AttackConfig,
+    about: About = About(),
+    *,
+    check_null: bool = False,
+    out: Path | None = None,
+    progress: bool = False,
+) -> Findings:
+    """Every attack with every model as target, and all that is derived from them.
+
+    Inserted canaries are attacked with all other examples, and reported apart from them.
+
+    Args:
+        score_set, config, about, check_null, progress: as for `attack`.
+        out: made a folder once all input is checked, before the long work.
+
+    Raises:
+        InputError: as `attack`.
+    """
+    rule = _checked(score_set, config)
+    chosen = families(config)
+    if out is not None:
+        attack_files.prepare(out)
+    models, examples, views = score_set.scores.shape
+    canary = np.zeros(examples, bool) if score_set.canary is None else score_set.canary
+    natural = of_examples(score_set, ~canary)
+    natural_rule = references.find(natural)
+    member, inserted = natural.keep, score_set.keep[:, canary]
+    bar = tqdm(total=len(chosen) + 4, leave=False, disable=None if progress else True)
+
+    entries: list[dict[str, Any]] = []
+    canary_entries: list[dict[str, Any]] = []
+    curve_of: dict[str, Curve] = {}
+    kept: dict[str, Float[np.ndarray, "N E"]] = {}  # of the attacks that more is asked about
+    for family_name, family in chosen.items():
+        bar.set_description(family_name)
+        if _lacking(family, score_set):
+            continue
+        for name, scores in family.attack(score_set, rule, config, progress).items():
+            entry, curve_of[name] = _judged(scores[:, ~canary], member, rule.fold)
+            naming = {"name": name, "title": TITLES.get(name, name)}
+            entries.append(naming | entry)
+            if inserted.any() and not inserted.all():
+                entry, _ = _judged(scores[:, canary], inserted, rule.fold)
+                canary_entries.append(naming | entry)
+            kept[name] = scores
+            wanted = (EXPOSURE, max(entries, key=_strength)["name"])
+            kept = {key: value for key, value in kept.items() if key in wanted}
+        bar.update()
+    strongest = max(entries, key=_strength)["name"]
+
+    bar.set_description("ablation")
+    ablation_entries = list(_ablation(natural, natural_rule, config, entries))
+    bar.update()
+    bar.set_description("fewer views and models")
+    used = config.queries or views
+    by_models, no_levels = curves.by_models(natural, natural_rule, config)
+    by_queries = curves.by_queries(natural, natural_rule, config)
+    if not canary.any():  # with all models and views they are the attacks themselves
+        by_models = _as_judged(by_models, "models", models, entries)
+        by_queries = _as_judged(by_queries, "queries", used, entries)
+    bar.update()
+    bar.set_description("other statistics")
+    statistics = statistic_curves(natural, natural_rule, config)
+    exposure = vulnerability.exposure(score_set, rule, kept[EXPOSURE], config)
+    # The attack was chosen among all by its result on these targets.
+    bound = {"attack": strongest} | epsilon.lower_bound(
+        kept[strongest][:, ~canary], member, candidates=len(entries)
+    )
+    if canary_entries:
+        bound["of_canaries"] = epsilon.lower_bound(
+            kept[strongest][:, canary], inserted, candidates=len(entries)
+        )
+    bar.update()
+    bar.set_description("null check")
+    null = null_check.null_check(score_set, config, chosen) if check_null else None
+    bar.close()
+    metrics: dict[str, Any] = {
+        "schema": 2,
+        "source": score_set.source,
+        "models": models,
+        "examples": member.shape[1],
+        "queries": used,
+        "protocol": "leave-block-out",
+        **_rule(rule.words, rule.count_in, rule.count_out, config.centre, member),
+        "canaries": int(canary.sum()),
+        "strongest": strongest,
+        "attacks": entries,
+        "not_run": [
+            {"name": name, "title": title, "reason": REMEDIES[_lacking(family, score_set)[0]]}
+            for family in chosen.values()
+            if _lacking(family, score_set)
+            for name, title in family.titles.items()
+        ],
+        "ablation": ablation_entries,
+        "by_queries": by_queries,
+        "by_models": by_models,
+        "by_models_left_out": no_levels,
+        "accuracy": _accuracy(natural),
+        "vulnerability": {
+            "attack": EXPOSURE,
+            "examples": member.shape[1],
+            "d_median": float(np.median(exposure.d[~canary])),
+        },
+        "epsilon": bound,
+        "canary_attacks": canary_entries or None,
+        "null_check": null,
+        "settings": None if about.settings is None else dict(about.settings),
+        "versions": _versions(about),
+    }
+    return Findings(
+        metrics=metrics,
+        score_set=score_set,
+        curves=curve_of,
+        statistics=statistics,
+        vulnerability=exposure,
+        images=about.images,
+        classes=about.classes,
+    )
+
+
+def analyse_as_reference_code(
+    score_set: ScoreSet,
+    config: AttackConfig,
+    about: About = About(),
+    *,
+    out: Path | None = None,
+    progress: bool = False,
+) -> Findings:
+    """The attacks as the public LiRA code evaluates them (`attacks/reference_code.py`).
+
+    Args, Raises: as for `analyse`.
     """
     check(score_set)
+    _check_queries(score_set, config)
     models, examples, views = score_set.scores.shape
+    count_in, count_out = reference_code.list_lengths(score_set)
+    if out is not None:
+        attack_files.prepare(out)
+    member = score_set.keep[-1:]
+    entries, curve_of = [], {}
+    for name, scores in reference_code.attack(score_set, config.queries, progress).items():
+        entry, curve_of[name] = _judged(scores, member, 1)
+        figures = evaluation.reference_code_summary(evaluation.roc(scores, member))
+        entries.append({"name": name, "title": TITLES.get(name, name)} | entry | figures)
+    metrics = {
+        "schema": 2,
+        "source": score_set.source,
+        "models": models,
+        "examples": examples,
+        "queries": config.queries or views,
+        "protocol": "reference-code",
+        **_rule(reference_code.WORDS, count_in, count_out, "median", member),
+        "canaries": 0,
+        "strongest": max(entries, key=_strength)["name"],
+        "attacks": entries,
+        **{key: [] for key in ("not_run", "ablation", "by_queries", "by_models")},
+        **dict.fromkeys(("accuracy", "vulnerability", "epsilon", "canary_attacks", "null_check")),
+        "settings": None if about.settings is None else dict(about.settings),
+        "versions": _versions(about),
+    }
+    return Findings(metrics, score_set, curve_of, {})
+
+
+def families(config: AttackConfig) -> dict[str, Family]:
+    """The registered attacks, and the user's own (`attack.extra`) after them.
+
+    Raises:
+        InputError: `attack.extra` names nothing that can be imported. The family itself raises it
+            where the user's function fails, or returns anything but finite scores [N, E] by names
+            that no other attack has.
+    """
+    if not config.extra:
+        return ATTACKS
+    own = import_function(config.extra, "attack.extra")
+    return ATTACKS | {config.extra: Family(_guarded(own, f'attack.extra = "{config.extra}"'), {})}
+
+
+def _guarded(own: Callable[..., Any], where: str) -> Attack:
+    """A user's attack, whose failures and odd results are bad input to us."""
+    taken = {*TITLES, *(rung.name for rung in ablation.RUNGS)}
+
+    def attack(
+        score_set: ScoreSet, rule: References, config: AttackConfig, progress: bool
+    ) -> dict[str, Float[np.ndarray, "N E"]]:
+        try:
+            found = own(read_only(score_set), rule, config, progress)
+            arrays = {str(key): np.asarray(value, np.float64) for key, value in found.items()}
+        except InputError:
+            raise
+        except Exception as error:  # whatever the user's code raises
+            raise failure(where, error, "return a dict of scores [N, E] by name") from error
+        for key, value in arrays.items():
+            if key in taken:
+                raise InputError(
+                    f"{where}: `{key}` is the name of another attack; choose a new one"
+                )
+            finite = bool(np.isfinite(value).all())
+            if value.shape != score_set.keep.shape or not finite:
+                what = f"shape {value.shape}" + ", not all finite" * (not finite)
+                raise InputError(
+                    f"{where}: `{key}` has {what}; return finite scores of shape "
+                    f"{score_set.keep.shape}, one per target and example"
+                )
+        return arrays
+
+    return attack
+
+
+def _checked(score_set: ScoreSet, config: AttackConfig) -> References:
+    check(score_set)
+    _check_queries(score_set, config)
+    return references.find(score_set)
+
+
+def _check_queries(score_set: ScoreSet, config: AttackConfig) -> None:
+    views = score_set.scores.shape[2]
     if config.queries > views:
         raise InputError(
             f"attack.queries = {config.queries}: {score_set.source} holds {views} views; "
             f"give at most {views}, or 0 for all"
         )
-    metrics: dict[str, Any] = {
-        "schema": 1,
-        "models": models,
-        "examples": examples,
-        "queries": config.queries or views,
-        "protocol": protocol,
+
+
+def _lacking(family: Family, score_set: ScoreSet) -> list[str]:
+    return [need for need in family.needs if getattr(score_set, need) is None]
+
+
+def _judged(
+    scores: Float[np.ndarray, "T E"], member: Bool[np.ndarray, "T E"], fold: int
+) -> tuple[dict[str, Any], Curve]:
+    """One attack's part of `metrics.json`, without its name, and its curve."""
+    curve = evaluation.roc(scores, member)
+    found = evaluation.intervals(scores, member, fold)
+    band = found.pop("band")
+    nonmembers = member.size - int(member.sum())
+    entry = {
+        **evaluation.summary(curve),
+        **found,
+        "targets": scores.shape[0],
+        "mean_over_targets": evaluation.mean_over_targets(scores, member),
+        "expected_false_positives": evaluation.expected_false_positives(nonmembers),
+        "few_false_positives": evaluation.few_false_positives(nonmembers),
+        "shadow_threshold": evaluation.shadow_thresholds(scores, member, fold),
     }
-    entries: list[dict[str, Any]] = []
-    curves: dict[str, Roc] = {}
+    return entry, Curve(evaluation.thin(curve), Band(band["fpr"], band["lo"], band["hi"]))
 
-    if protocol == "reference-code":
-        member = score_set.keep[-1:]
-        count_in, count_out = reference_code.list_lengths(score_set)
-        _prepare(out)
-        metrics |= _rule(reference_code.WORDS, count_in, count_out, "median", member)
-        scores_of = reference_code.attack(score_set, config.queries, progress)
-        for name, scores in scores_of.items():
-            curve = evaluation.roc(scores, member)
-            figures = evaluation.reference_code_summary(curve)
-            entries.append(_entry(name, scores, member, figures, fold=1))
-            curves[name] = evaluation.thin(curve)
-    else:
-        member = score_set.keep
-        rule = references.find(score_set)
-        _prepare(out)
-        metrics |= _rule(rule.words, rule.count_in, rule.count_out, config.centre, member)
-        families = tqdm(
-            ATTACKS.values(), desc="attacks", leave=False, disable=None if progress else True
+
+def _strength(entry: Mapping[str, Any]) -> tuple[float, float]:
+    """TPR at 0.1 % FPR, or at 1 % where few false positives stand behind it, surely; then AUC."""
+    few = entry["few_false_positives"]
+    key = next((key for key in ("0.001", "0.01") if not few[key]), None)
+    return (entry["tpr_at_fpr_ci"][key][0] if key else 0.0), entry["auc"]
+
+
+def _ablation(
+    score_set: ScoreSet,
+    rule: References,
+    config: AttackConfig,
+    entries: list[dict[str, Any]],
+) -> Iterator[dict[str, Any]]:
+    """The rungs of the ablation; those that are attacks of their own are judged already."""
+    known = {entry["name"]: entry for entry in entries} if score_set.canary is None else {}
+    made = {
+        rung: {"ladder": rung.ladder, "step": rung.step, "name": rung.name}
+        | evaluation.figures(scores, score_set.keep, rule.fold)
+        for rung, scores in ablation.ladders(score_set, rule, config, skip=tuple(known))
+    }
+    for rung in ablation.rungs(score_set, config):
+        yield made.get(rung) or known[rung.name] | {"ladder": rung.ladder, "step": rung.step}
+
+
+def _as_judged(
+    points: list[dict[str, Any]], budget: str, full: int, entries: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Points of a curve, where the budget is full with the figures of the attack's own entry."""
+    known = {entry["name"]: entry for entry in entries}
+    return [
+        point | {key: known[point["name"]][key] for key in point.keys() & known[point["name"]]}
+        if point[budget] == full
+        else point
+        for point in points
+    ]
+
+
+def _accuracy(score_set: ScoreSet) -> list[dict[str, Any]] | None:
+    """Share of members and of non-members that each model classifies right."""
+    if score_set.logits is None or score_set.labels is None:
+        return None
+    found = []
+    for model, (logits, inside) in enumerate(zip(score_set.logits, score_set.keep, strict=True)):
+        right = np.argmax(logits, axis=1) == score_set.labels
+        found.append(
+            {
+                "model": model,
+                "member": float(right[inside].mean()),
+                "nonmember": float(right[~inside].mean()),
+            }
         )
-        for family in families:
-            for name, scores in family.attack(score_set, rule, config, progress).items():
-                curve = evaluation.roc(scores, member)
-                figures = evaluation.summary(curve)
-                entries.append(_entry(name, scores, member, figures, rule.fold))
-                curves[name] = evaluation.thin(curve)
+    return found
 
-    metrics["attacks"] = entries
-    _write(out, metrics, curves)
-    return metrics
+
+def _versions(about: About) -> dict[str, str]:
+    """Of what trained the models, as given, and of what attacks them."""
+    here = [f"{name} {version(name)}" for name in ("numpy", "scipy", "scikit-learn")]
+    return {**about.versions, "attacked with": ", ".join([f"lira_jax {__version__}", *here])}
 
 
 def _rule(
@@ -116,134 +451,3 @@ def _rule(
         "members": members,
         "nonmembers": member.size - members,
     }
-
-
-def _entry(
-    name: str,
-    scores: Float[np.ndarray, "T E"],
-    member: Bool[np.ndarray, "T E"],
-    figures: dict[str, Any],
-    fold: int,
-) -> dict[str, Any]:
-    """One attack's part of `metrics.json`."""
-    nonmembers = member.size - int(member.sum())
-    return {
-        "name": name,
-        **figures,
-        **evaluation.intervals(scores, member, fold),
-        "targets": scores.shape[0],
-        "mean_over_targets": evaluation.mean_over_targets(scores, member),
-        "expected_false_positives": {key: fpr * nonmembers for key, fpr in FPRS.items()},
-    }
-
-
-def _prepare(out: Path) -> None:
-    """Make the folders, or say why not. An object store has none."""
-    if is_remote(out):
-        return
-    try:
-        (out / "figures").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"{out}: cannot be made a folder ({error.strerror}); give another"
-        ) from None
-
-
-def _write(out: Path, metrics: dict[str, Any], curves: Mapping[str, Roc]) -> None:
-    arrays: dict[str, np.ndarray] = {}
-    for name, curve in curves.items():
-        arrays |= {f"{name}.fpr": curve.fpr, f"{name}.tpr": curve.tpr}
-    aucs = {entry["name"]: entry["auc"] for entry in metrics["attacks"]}
-    text = json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_text(out / "metrics.json", text)
-    write_text(out / "table.csv", _as_csv(metrics["attacks"]))
-    write_whole(out / "roc.npz", lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
-    kinds: tuple[Literal["png", "pdf"], ...] = ("png", "pdf")
-    for kind in kinds:
-        path = out / "figures" / f"roc.{kind}"
-        write_whole(path, partial(roc_figure, curves, aucs, kind))
-
-
-def _as_csv(entries: list[dict[str, Any]]) -> str:
-    """One line per attack, one column per figure; intervals as _lo and _hi, empty where none."""
-    rows = []
-    for entry in entries:
-        row = {"name": entry["name"], "targets": entry["targets"]}
-        for key in ("auc", "balanced_accuracy"):
-            low, high = entry[f"{key}_ci"] or ("", "")
-            row |= {key: entry[key], f"{key}_lo": low, f"{key}_hi": high}
-        for key in FPRS:
-            low, high = entry["tpr_at_fpr_ci"][key] or ("", "")
-            row |= {
-                f"tpr_at_fpr_{key}": entry["tpr_at_fpr"][key],
-                f"tpr_at_fpr_{key}_lo": low,
-                f"tpr_at_fpr_{key}_hi": high,
-                f"expected_false_positives_{key}": entry["expected_false_positives"][key],
-            }
-        rows.append(row)
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def format_table(metrics: dict[str, Any], out: Path) -> str:
-    """What the terminal shows: every attack in percent with 95 % intervals, rule and files.
-
-    Args:
-        metrics: from `attack`.
-        out: where `attack` wrote.
-    """
-    heads = ["attack", "AUC", "bal. acc.", *(f"TPR@{_percent_text(fpr)}" for fpr in FPRS.values())]
-    rows = [heads]
-    for entry in metrics["attacks"]:
-        row = [
-            entry["name"],
-            _cell(entry["auc"], entry["auc_ci"]),
-            _cell(entry["balanced_accuracy"], None),
-        ]
-        for key in FPRS:
-            # Two columns of intervals fit a terminal; metrics.json and table.csv have them all.
-            interval = entry["tpr_at_fpr_ci"][key] if FPRS[key] >= 1e-3 else None
-            few = entry["expected_false_positives"][key] < FEW_FALSE_POSITIVES
-            row.append(_cell(entry["tpr_at_fpr"][key], interval, few))
-        rows.append(row)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-             for row in rows]  # fmt: skip
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    lines.append("")
-    lines.append(f"Percent (95 % interval). {_setting(metrics)}")
-    lines.append(f"Rule: {metrics['rule']}.")
-    if any("*" in line for line in lines):
-        lines.append(
-            f"* fewer than {FEW_FALSE_POSITIVES} expected false positives behind this rate"
-        )
-    lines.append(f"Written to {out}: metrics.json, table.csv, roc.npz, figures/roc.png, roc.pdf")
-    return "\n".join(lines)
-
-
-def _setting(metrics: dict[str, Any]) -> str:
-    counts = metrics["references"]
-    targets = metrics["attacks"][0]["targets"]
-    return (
-        f"{metrics['models']} models, {metrics['examples']:,} examples, "
-        f"{metrics['queries']} view{'s' * (metrics['queries'] > 1)}; "
-        f"{targets} target{'s' * (targets > 1)}; "
-        f"{counts['in']} IN and {counts['out']} OUT references."
-    )
-
-
-def _cell(value: float, interval: list[float] | None, few: bool = False) -> str:
-    text = _percent(value) + "*" * few
-    return text if interval is None else f"{text} ({_percent(interval[0])}–{_percent(interval[1])})"
-
-
-def _percent(share: float) -> str:
-    """Two decimals below 10 %, one above: three or so digits that count."""
-    return f"{100 * share:.2f}" if share < 0.09995 else f"{100 * share:.1f}"
-
-
-def _percent_text(fpr: float) -> str:
-    return f"{100 * fpr:.3f}".rstrip("0").rstrip(".") + "%"

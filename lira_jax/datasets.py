@@ -53,6 +53,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from lira_jax import membership
 from lira_jax.config import DataConfig
 from lira_jax.errors import InputError
 from lira_jax.user_code import failure, import_function
@@ -144,6 +145,33 @@ def load(config: DataConfig, seed: int = 0) -> Dataset:
     return Dataset(
         name, x_train, y_train, x_test, y_test, classes, digest.hexdigest(), x_canary, y_canary
     )
+
+
+def candidates(data: Dataset, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """The images and labels whose membership is in question: training images, then canaries.
+
+    The last few training images are left out, so that `block` folds share the rest and the
+    canaries equally.
+
+    Returns:
+        uint8 [E, H, W, C] and int32 [E].
+
+    Raises:
+        InputError: too few images.
+    """
+    canaries = len(data.x_canary)
+    examples = membership.usable_examples(len(data.x_train) + canaries, block)
+    if examples <= canaries:
+        raise InputError(
+            f"{data.name}: {len(data.x_train)} training images"
+            + f" and {canaries} canaries" * bool(canaries)
+            + f" cannot be cut into {block} folds"
+        )
+    images, labels = data.x_train[: examples - canaries], data.y_train[: examples - canaries]
+    if canaries:  # else the images may stay a memory map
+        images = np.concatenate([images, data.x_canary])
+        labels = np.concatenate([labels, data.y_canary])
+    return images, labels
 
 
 def _with_canaries(

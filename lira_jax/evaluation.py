@@ -1,22 +1,33 @@
 """How well attack scores tell members from non-members: ROC, TPR at low FPR, intervals.
 
-NumPy only. The primary curve pools the scores of all targets under one threshold.
+NumPy and SciPy only. The primary curve pools the scores of all targets under one threshold.
 """
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float32, Int
+from scipy.sparse import csr_array
 
 # The false-positive rates at which the true-positive rate is reported, by their key in JSON.
 FPRS = {"1e-05": 1e-5, "0.0001": 1e-4, "0.001": 1e-3, "0.01": 1e-2}
+# Fewer expected false positives than this behind a TPR, and every output marks it.
+FEW_FALSE_POSITIVES = 10
+# Shares of members, before the attack, at which its precision is stated; by their key in JSON.
+PRIORS = {"0.5": 0.5, "0.1": 0.1, "0.01": 0.01}
 
-# Thresholds of the curves that the bootstrap resamples; every rank where non-members are fewer.
-GRID = 2_000
-REPLICATES = 1_000
+# Ranks of non-members at which the bootstrap's curves have thresholds; all, where there are fewer.
+GRID = 1_000
+REPLICATES = 500
+# Points of the band around a curve, log-spaced in the false-positive rate.
+BAND = 120
+# Only this share of the highest non-members is sorted to choose thresholds from.
+TOP = 0.02
 
 
 @dataclass(frozen=True)
@@ -94,9 +105,15 @@ def summary(curve: Roc) -> dict[str, Any]:
 
 def mean_over_targets(
     scores: Float[np.ndarray, "T E"], member: Bool[np.ndarray, "T E"]
-) -> dict[str, Any]:
-    """The figures of each target's own curve, averaged over targets; keys as in `summary`."""
-    each = [summary(roc(*target)) for target in zip(scores, member, strict=True)]
+) -> dict[str, Any] | None:
+    """The figures of each target's own curve, averaged over targets; keys as in `summary`.
+
+    Targets with members only, or non-members only, have no curve; None if no target has one.
+    """
+    usable = member.any(axis=1) & ~member.all(axis=1)
+    each = [summary(roc(*one)) for one in zip(scores[usable], member[usable], strict=True)]
+    if not each:
+        return None
     return {
         "auc": float(np.mean([one["auc"] for one in each])),
         "balanced_accuracy": float(np.mean([one["balanced_accuracy"] for one in each])),
@@ -106,53 +123,244 @@ def mean_over_targets(
     }
 
 
+def expected_false_positives(nonmembers: int) -> dict[str, float]:
+    """False positives that each rate of FPRS stands for, by its key."""
+    return {key: fpr * nonmembers for key, fpr in FPRS.items()}
+
+
+def few_false_positives(nonmembers: int) -> dict[str, bool]:
+    """Does a TPR at that FPR rest on fewer than FEW_FALSE_POSITIVES expected false positives?"""
+    expected = expected_false_positives(nonmembers)
+    return {key: count < FEW_FALSE_POSITIVES for key, count in expected.items()}
+
+
+def best_threshold(scores: Float[np.ndarray, "*S"], member: Bool[np.ndarray, "*S"]) -> float:
+    """The threshold of the largest balanced accuracy: member iff the score is at least that.
+
+    The highest of such thresholds; infinite if no threshold beats calling nothing a member.
+    """
+    curve = roc(scores, member)
+    point = int(np.argmax(curve.tpr - curve.fpr))
+    positives = int(curve.false_positives[point] + curve.true_positives[point])
+    if not positives:
+        return float("inf")
+    place = scores.size - positives
+    return float(np.partition(scores, place, axis=None)[place])
+
+
+def figures(
+    scores: Float[np.ndarray, "T E"],
+    member: Bool[np.ndarray, "T E"],
+    fold: int,
+    seed: int = 0,
+    replicates: int | None = None,
+) -> dict[str, Any]:
+    """`summary` of the pooled curve, its intervals without the band, few_false_positives."""
+    found = summary(roc(scores, member)) | intervals(scores, member, fold, seed, replicates)
+    del found["band"]
+    nonmembers = member.size - int(member.sum())
+    return found | {"few_false_positives": few_false_positives(nonmembers)}
+
+
 def intervals(
     scores: Float[np.ndarray, "T E"],
     member: Bool[np.ndarray, "T E"],
     fold: int,
     seed: int = 0,
+    replicates: int | None = None,
 ) -> dict[str, Any]:
-    """95 % bootstrap intervals of the pooled figures.
+    """95 % bootstrap intervals of the pooled figures, over targets and examples together.
 
-    Targets are resampled by whole folds, as the targets of a block share masks. Examples are not
-    resampled: the interval is about other models trained on the same examples. With fewer than two
-    folds every interval is None.
+    The pigeonhole bootstrap (Owen, Ann. Appl. Stat. 1 (2007), 386): a replicate draws folds of
+    targets with replacement (the targets of a block share masks) and, apart from that, examples
+    with replacement; the score of target n on example e then counts w_n·v_e times. So the interval
+    is about other models trained on other examples of the same kind. Limits are percentiles of
+    REPLICATES replicates. With one fold of targets, examples alone are resampled, and the interval
+    is about that target only.
+
+    Where it is not exact:
+
+    - Spread that belongs to a model or to an example is taken as it is; noise that belongs to one
+      score alone is counted up to three times, so an interval is at most √3 times too wide, never
+      systematically too narrow for that reason.
+    - At an FPR that rests on few false positives (see `few_false_positives`), a replicate's
+      threshold jumps between the same few non-members: the interval is coarse, and its coverage is
+      then below 95 %. Where no member lies above the highest non-members it is [0, 0], which says
+      that nothing was seen, not that nothing is there.
+    - Attack scores are fixed: neither references nor learned attacks are drawn or fitted anew.
+    - A replicate's thresholds are those of GRID log-spaced ranks of the non-members.
 
     Args:
         scores: attack scores, one row per target.
         member: what is true.
         fold: targets per fold; targets f·fold … f·fold + fold − 1 are resampled together.
+        seed: of the resampling. The same seed gives the same resamples to every attack.
+        replicates: how many; None takes REPLICATES.
+
+    Returns:
+        auc_ci, balanced_accuracy_ci: [low, high]; tpr_at_fpr_ci: by the keys of FPRS. over:
+        what was resampled, "targets and examples" or "examples". band: arrays fpr, lo, hi, the
+        interval of the TPR at each of BAND log-spaced FPR, for the log-log ROC.
+    """
+    folds = scores.shape[0] // fold
+    weights = _resamples(folds, scores.shape[1], seed, replicates or REPLICATES)
+    grid = _thresholds(scores[~member])
+    false_positives = _weighted_counts(scores, ~member, grid, fold, weights)
+    true_positives = _weighted_counts(scores, member, grid, fold, weights)
+    # A replicate of a handful of examples may hold members alone.
+    usable = (false_positives[-1] > 0) & (true_positives[-1] > 0)
+    fpr = (false_positives[:, usable] / false_positives[-1, usable]).T
+    tpr = (true_positives[:, usable] / true_positives[-1, usable]).T
+    nonmembers = member.size - int(member.sum())
+    rates = np.geomspace(1 / nonmembers, 1, BAND)
+    limits = np.append(rates, list(FPRS.values()))
+    reached = np.empty((len(fpr), limits.size))
+    for replicate, (x, y) in enumerate(zip(fpr, tpr, strict=True)):
+        reached[replicate] = y[np.searchsorted(x, limits, side="right") - 1]
+    low, high = np.percentile(reached, [2.5, 97.5], axis=0)
+    return {
+        "auc_ci": _percentiles(np.asarray(np.trapezoid(tpr, fpr, axis=1))),
+        "balanced_accuracy_ci": _percentiles((1 - (fpr + 1 - tpr) / 2).max(axis=1)),
+        "tpr_at_fpr_ci": {
+            key: [float(low[BAND + i]), float(high[BAND + i])] for i, key in enumerate(FPRS)
+        },
+        "over": _over(folds),
+        "band": {"fpr": rates, "lo": low[:BAND], "hi": high[:BAND]},
+    }
+
+
+def _over(folds: int) -> str:
+    return "targets and examples" if folds > 1 else "examples"
+
+
+def shadow_thresholds(
+    scores: Float[np.ndarray, "T E"],
+    member: Bool[np.ndarray, "T E"],
+    fold: int,
+    seed: int = 0,
+) -> dict[str, Any] | None:
+    """What an attacker reaches who must choose the threshold before seeing the target.
+
+    A threshold read off the target's own ROC curve flatters the attack (METHODS.md, 3.14). Here
+    the threshold for a fold of targets is chosen on the non-members of all other folds, the shadow
+    models alone: an example is called a member if its conformal p-value, (1 + non-members of the
+    others that score at least as high) / (1 + their number), is at most the FPR. Were the scores of
+    all targets of one law and independent, the FPR reached would be at most the one asked for, on
+    average over runs. Models that are more confident in general than others reach more: that is
+    what `fpr` shows. With fewer than 1/FPR non-members nothing is called a member. (The target is
+    one among the references by which the other folds' scores were computed, as any model is; it is
+    not among the scores the threshold is chosen on.)
+
+    Args:
+        scores: attack scores, one row per target.
+        member: what is true.
+        fold: targets per fold, as in `intervals`.
         seed: of the resampling.
 
     Returns:
-        auc_ci, balanced_accuracy_ci: [low, high]; tpr_at_fpr_ci: by the keys of FPRS.
+        By the keys of FPRS: threshold, the mean over folds of the least score called a member
+        (None where nothing is in some fold); fpr, tpr, what the decisions reach over all targets;
+        fpr_ci, tpr_ci, 95 % intervals by the bootstrap of `intervals`, of what these very
+        thresholds reach: that others might have been chosen is not in them; precision, by the keys
+        of PRIORS: the share of members among positives if that
+        share of the candidates are members, TPR·π / (TPR·π + FPR·(1 − π)), or None where nothing
+        was called a member. None with one fold of targets, as there are no others.
     """
-    units = scores.shape[0] // fold
-    if units < 2:
-        return {
-            "auc_ci": None,
-            "balanced_accuracy_ci": None,
-            "tpr_at_fpr_ci": dict.fromkeys(FPRS),
+    folds = scores.shape[0] // fold
+    if folds < 2:
+        return None
+    weights = _resamples(folds, scores.shape[1], seed, REPLICATES)
+    drawn = {side: _drawn(chosen, fold, weights) for side, chosen in _sides(member)}
+    unit = np.arange(scores.shape[0])[:, np.newaxis] // fold
+    result = {}
+    for key, least in _shadow_choices(scores, ~member, fold).items():
+        positive = scores >= least[unit]
+        found: dict[str, Any] = {
+            "threshold": float(least.mean()) if np.isfinite(least).all() else None
         }
-    grid = _thresholds(scores[~member])
-    false_positives = _counts_at_or_above(scores, ~member, grid, fold)
-    true_positives = _counts_at_or_above(scores, member, grid, fold)
-    # A replicate draws as many folds as there are, with replacement; its curve is a weighted sum.
+        for side, chosen in _sides(member):
+            hits = positive & chosen
+            found[side] = int(hits.sum()) / int(chosen.sum())
+            total = drawn[side]
+            usable = total > 0
+            found[f"{side}_ci"] = _percentiles(_drawn(hits, fold, weights)[usable] / total[usable])
+        found["precision"] = {
+            name: precision(found["tpr"], found["fpr"], prior) for name, prior in PRIORS.items()
+        }
+        result[key] = found
+    return result
+
+
+def precision(tpr: float, fpr: float, prior: float) -> float | None:
+    """Share of members among positives, if `prior` is their share of the candidates."""
+    positives = tpr * prior + fpr * (1 - prior)
+    return tpr * prior / positives if positives else None
+
+
+def _sides(member: Bool[np.ndarray, "T E"]) -> list[tuple[str, Bool[np.ndarray, "T E"]]]:
+    return [("fpr", ~member), ("tpr", member)]
+
+
+def _shadow_choices(
+    scores: Float[np.ndarray, "T E"], nonmember: Bool[np.ndarray, "T E"], fold: int
+) -> dict[str, Float[np.ndarray, " F"]]:
+    """By FPR, the least score that is called a member in each fold; infinite if none is."""
+    folds = scores.shape[0] // fold
+    unit = np.nonzero(nonmember)[0] // fold
+    pool = scores[nonmember]
+    count = np.bincount(unit, minlength=folds)
+    # The highest of all non-members nearly always hold what is asked of the other folds.
+    kept = min(pool.size, int(TOP * pool.size) + 1)
+    top = np.argpartition(pool, pool.size - kept)[pool.size - kept :]
+    top = top[np.argsort(pool[top])[::-1]]
+    result = {key: np.full(folds, np.inf) for key in FPRS}
+    for left_out in range(folds):
+        others = pool[top[unit[top] != left_out]]
+        size = pool.size - int(count[left_out])
+        for key, fpr in FPRS.items():
+            # As in Fraction(fpr): 0.01 · 100 is 1.0, but 0.001 · 3000 … may fall short by rounding.
+            rank = int(fpr * (size + 1) * (1 + 1e-12))
+            if rank > others.size:
+                others = np.sort(pool[unit != left_out])[::-1]
+            if rank:
+                result[key][left_out] = np.nextafter(others[rank - 1], np.inf)
+    return result
+
+
+def _drawn(
+    chosen: Bool[np.ndarray, "T E"], fold: int, weights: _Resamples
+) -> Float[np.ndarray, " R"]:
+    """How many of the chosen each replicate drew."""
+    per_fold = chosen.reshape(-1, fold, chosen.shape[1]).sum(axis=1, dtype=np.float32)
+    if per_fold.mean() < 0.1:
+        per_fold = csr_array(per_fold)
+    of_examples = per_fold @ weights.examples
+    return (of_examples * weights.folds).sum(axis=0, dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class _Resamples:
+    """How often each replicate drew each fold and each example: small integers, as float32.
+
+    Attributes:
+        folds: [F, R]; all one where there is one fold.
+        examples: [E, R].
+    """
+
+    folds: Float32[np.ndarray, "F R"]
+    examples: Float32[np.ndarray, "E R"]
+
+
+def _resamples(folds: int, examples: int, seed: int, replicates: int) -> _Resamples:
     rng = np.random.default_rng(seed)
-    weights = rng.multinomial(units, np.full(units, 1 / units), size=REPLICATES).astype(np.float64)
-    fpr = weights @ false_positives
-    tpr = weights @ true_positives
-    fpr /= weights @ _per_fold(~member, fold)
-    tpr /= weights @ _per_fold(member, fold)
-    accuracy = np.maximum(0.5, (1 - (fpr + 1 - tpr) / 2).max(axis=1))
-    return {
-        "auc_ci": _percentiles(np.asarray(np.trapezoid(tpr, fpr, axis=1))),
-        "balanced_accuracy_ci": _percentiles(accuracy),
-        "tpr_at_fpr_ci": {
-            key: _percentiles(np.where(fpr <= limit, tpr, 0.0).max(axis=1))
-            for key, limit in FPRS.items()
-        },
-    }
+    of_folds = np.ones((folds, replicates), np.float32)
+    if folds > 1:
+        of_folds[:] = rng.multinomial(folds, np.full(folds, 1 / folds), size=replicates).T
+    of_examples = np.empty((examples, replicates), np.float32)
+    for replicate in range(replicates):
+        drawn = rng.integers(examples, size=examples, dtype=np.int32)
+        of_examples[:, replicate] = np.bincount(drawn, minlength=examples)
+    return _Resamples(of_folds, of_examples)
 
 
 def _thresholds(nonmember_scores: Float[np.ndarray, " M"]) -> Float[np.ndarray, " G"]:
@@ -166,22 +374,41 @@ def _thresholds(nonmember_scores: Float[np.ndarray, " M"]) -> Float[np.ndarray, 
     return np.unique(np.concatenate([at, np.nextafter(at, np.inf)]))
 
 
-def _counts_at_or_above(
+def _weighted_counts(
     scores: Float[np.ndarray, "T E"],
     chosen: Bool[np.ndarray, "T E"],
     grid: Float[np.ndarray, " G"],
     fold: int,
-) -> Float[np.ndarray, "U G"]:
-    """Chosen scores of each fold at or above each threshold, thresholds descending."""
-    counts = np.zeros((scores.shape[0] // fold, grid.size))
-    for target, (row, use) in enumerate(zip(scores, chosen, strict=True)):
-        ordered = np.sort(row[use])
-        counts[target // fold] += ordered.size - np.searchsorted(ordered, grid[::-1])
-    return counts
+    weights: _Resamples,
+) -> Float[np.ndarray, "G+2 R"]:
+    """Chosen scores at or above each threshold, as often as a replicate drew them.
 
+    Thresholds descend, from above all scores to below all. Every score is put into its bin once;
+    what lies in a bin is then, per fold, a sum of rows of the examples' weights.
+    """
+    folds, bins = scores.shape[0] // fold, grid.size + 1
+    workers = min(os.cpu_count() or 1, folds)
 
-def _per_fold(chosen: Bool[np.ndarray, "T E"], fold: int) -> Float[np.ndarray, "U 1"]:
-    return chosen.reshape(-1, fold * chosen.shape[1]).sum(axis=1, dtype=np.float64)[:, np.newaxis]
+    def of_every(first: int) -> Float[np.ndarray, "G+1 R"]:
+        """Over every so many-th fold. Sums of integers: exact, whatever their order."""
+        total = np.zeros((bins, weights.folds.shape[1]))
+        for unit in range(first, folds, workers):
+            rows = slice(unit * fold, (unit + 1) * fold)
+            example = np.nonzero(chosen[rows])[1]
+            # Bin b holds what is at or above all but b thresholds: the highest come first.
+            place = grid.size - np.searchsorted(grid, scores[rows][chosen[rows]], side="right")
+            order = np.argsort(place.astype(np.uint16), kind="stable")
+            starts = np.append(0, np.cumsum(np.bincount(place, minlength=bins)))
+            ones = np.ones(example.size, np.float32)
+            held = csr_array((ones, example[order], starts), shape=(bins, scores.shape[1]))
+            product = held @ weights.examples
+            product *= weights.folds[unit]
+            total += product
+        return total
+
+    with ThreadPoolExecutor(workers) as pool:
+        total = sum(pool.map(of_every, range(workers)), np.zeros((1, 1)))
+    return np.concatenate([np.zeros((1, total.shape[1])), np.cumsum(total, axis=0)])
 
 
 def _percentiles(replicates: np.ndarray) -> list[float]:

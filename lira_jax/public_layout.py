@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from lira_jax.errors import InputError
-from lira_jax.score_set import ScoreSet, as_mask
+from lira_jax.score_set import ScoreSet, as_mask, logit_scaled
 from lira_jax.storage import names
 
 _EXPERIMENT = re.compile(r"experiment-(\d+)(?:_(\d+))?")
@@ -206,8 +206,6 @@ def _phi(
     logits: Float[np.ndarray, "E Q K"], labels: Int[np.ndarray, "L"], file: Path
 ) -> Float[np.ndarray, "E Q"]:
     """φ = z_y − logsumexp_{k≠y} z_k (LiRA, section V-A)."""
-    from scipy.special import logsumexp
-
     examples, classes = len(logits), logits.shape[2]
     if len(labels) < examples or labels[:examples].min() < 0 or labels[:examples].max() >= classes:
         raise InputError(
@@ -216,11 +214,9 @@ def _phi(
         )
     phi = np.empty(logits.shape[:2], np.float32)
     for start in range(0, examples, _CHUNK):
-        part = np.asarray(logits[start : start + _CHUNK], np.float64)
-        is_label = (np.arange(classes) == labels[start : start + len(part), None])[:, None]
-        of_label = np.where(is_label, part, 0).sum(axis=2)
-        others = logsumexp(np.where(is_label, -np.inf, part), axis=2)
-        phi[start : start + _CHUNK] = of_label - others
+        part = logits[start : start + _CHUNK]
+        by_view = np.moveaxis(part, 1, 0)
+        phi[start : start + _CHUNK] = logit_scaled(by_view, labels[start : start + len(part)]).T
     return phi
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy.special import logsumexp
 
 from lira_jax.errors import InputError
 
@@ -61,6 +64,59 @@ class ScoreSet:
     canary: Bool[np.ndarray, " E"] | None = None
 
 
+def logit_scaled(
+    logits: Float[np.ndarray, "*M E K"], labels: Int[np.ndarray, " E"]
+) -> Float[np.ndarray, "*M E"]:
+    """φ = log(p_y / (1 − p_y)) = z_y − logsumexp_{k≠y} z_k (LiRA, section V-A), float64.
+
+    From logits, as confidences near 1 lose what tells members apart. Log-probabilities will do too:
+    φ does not change if a constant is added to all classes' logits.
+
+    Args:
+        logits: of any number of models.
+        labels: the true classes, 0 … K − 1.
+    """
+    is_label = np.arange(logits.shape[-1]) == np.asarray(labels)[:, np.newaxis]
+    exact = np.asarray(logits, np.float64)
+    return exact[..., is_label] - logsumexp(np.where(is_label, -np.inf, exact), axis=-1)
+
+
+def of_examples(score_set: ScoreSet, chosen: Bool[np.ndarray, " E"]) -> ScoreSet:
+    """The chosen examples alone; if they are the first ones, as views of the same memory."""
+    count = int(chosen.sum())
+    index: slice | np.ndarray = slice(count) if chosen[:count].all() else np.flatnonzero(chosen)
+
+    def cut(array: np.ndarray | None) -> Any:
+        return None if array is None else array[:, index]
+
+    return dataclasses.replace(
+        score_set,
+        scores=cut(score_set.scores),
+        keep=cut(score_set.keep),
+        labels=None if score_set.labels is None else score_set.labels[index],
+        logits=cut(score_set.logits),
+        merlin=cut(score_set.merlin),
+        gradient_norm=cut(score_set.gradient_norm),
+        canary=None if score_set.canary is None else score_set.canary[index],
+    )
+
+
+def read_only(score_set: ScoreSet) -> ScoreSet:
+    """The same arrays, as views that cannot be written to."""
+
+    def view(array: np.ndarray | None) -> Any:
+        if array is None:
+            return None
+        array = array.view()
+        array.flags.writeable = False
+        return array
+
+    arrays = ("scores", "keep", "labels", "logits", "merlin", "gradient_norm", "canary")
+    return dataclasses.replace(
+        score_set, **{name: view(getattr(score_set, name)) for name in arrays}
+    )
+
+
 def read_npz(path: Path) -> ScoreSet:
     """Read scores made elsewhere; `check` has yet to look at their values.
 
@@ -74,7 +130,7 @@ def read_npz(path: Path) -> ScoreSet:
     """
     if not path.exists():
         raise InputError(f"{path}: no such file; give an .npz file with `scores` and `keep`")
-    arrays = _read_arrays(path)
+    arrays = read_arrays(path)
     for name in ("scores", "keep"):
         if name not in arrays:
             held = ", ".join(sorted(arrays)) or "nothing"
@@ -93,7 +149,12 @@ def read_npz(path: Path) -> ScoreSet:
     )
 
 
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz that have a name in ScoreSet; others are passed over.
+
+    Raises:
+        InputError: not a readable .npz, a pickled or damaged array.
+    """
     arrays: dict[str, np.ndarray] = {}
     name = ""
     try:
@@ -232,6 +293,15 @@ def _check_finite(score_set: ScoreSet) -> None:
                 f"example {where[0]}, view {where[1]}; "
                 "every score must be finite: compute φ from logits, or remove that model or example"
             )
+    if score_set.logits is not None:
+        for model, logits in enumerate(score_set.logits):
+            if not np.isfinite(logits).all():
+                example, label = np.argwhere(~np.isfinite(logits))[0]
+                raise InputError(
+                    f"{score_set.source}: `logits` is {logits[example, label]} at model {model}, "
+                    f"example {example}, class {label}; every logit must be finite: give a "
+                    "probability of 0 a floor before its logarithm is taken"
+                )
 
 
 def _check_optional(score_set: ScoreSet) -> None:

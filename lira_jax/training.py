@@ -82,21 +82,9 @@ def candidates(experiment: Experiment) -> Candidates:
     check(experiment)
     data: Dataset = datasets.load(experiment.data, experiment.seed)
     kept_folds, block = keep_fraction(experiment.train.keep)
-    canaries = len(data.x_canary)
-    available = len(data.x_train) + canaries
-    examples = membership.usable_examples(available, block)
-    if examples <= canaries:
-        raise InputError(
-            f"{data.name}: {len(data.x_train)} training images"
-            + f" and {canaries} canaries" * bool(canaries)
-            + f" cannot be cut into {block} folds"
-        )
-    images, labels = data.x_train[: examples - canaries], data.y_train[: examples - canaries]
-    if canaries:  # else the images may stay a memory map
-        images = np.concatenate([images, data.x_canary])
-        labels = np.concatenate([labels, data.y_canary])
+    images, labels = datasets.candidates(data, block)
     keep = membership.blocked_masks(
-        experiment.seed, experiment.train.models, examples, kept_folds, block
+        experiment.seed, experiment.train.models, len(labels), kept_folds, block
     )
     found = Candidates(
         images=images,
@@ -104,8 +92,8 @@ def candidates(experiment: Experiment) -> Candidates:
         classes=len(data.classes),
         keep=keep,
         digest=data.digest,
-        available=available,
-        canaries=canaries,
+        available=len(data.x_train) + len(data.x_canary),
+        canaries=len(data.x_canary),
     )
     members = int(keep[0].sum())
     if experiment.train.batch_size > members:
@@ -222,10 +210,12 @@ def group_inputs(
     rows = keep[group.first : group.last + 1]
     numbers = np.arange(group.first, group.last + 1, dtype=np.int32)
     members = membership.member_indices(rows)
-    nonmembers = membership.member_indices(~rows)
-    size = min(experiment.train.eval_examples, members.shape[1], nonmembers.shape[1])
+    natural = keep[:, : keep.shape[1] - experiment.data.canaries]  # accuracy is of these
+    counts = natural.sum(axis=1)
+    size = min(experiment.train.eval_examples, counts.min(), natural.shape[1] - counts.max())
     probes = []
-    for number, inside, outside in zip(numbers, members, nonmembers, strict=True):
+    for number in numbers:
+        inside, outside = (np.flatnonzero(side[number]) for side in (natural, ~natural))
         random = np.random.default_rng((experiment.seed, int(number), 1))
         probes.append([random.choice(inside, size, False), random.choice(outside, size, False)])
     arrays = {"number": numbers, "members": members, "probe": np.array(probes, np.int32)}
@@ -386,8 +376,9 @@ def _announce(
     if done == len(share):
         return
     if data.available > examples:
+        images = data.available - data.canaries
         print(
-            f"{run}: the last {data.available - examples} of {data.available} examples left out: "
+            f"{run}: the last {data.available - examples} of {images} images left out: "
             f"{keep_fraction(experiment.train.keep)[1]} folds share the rest equally"
         )
     part = "" if shard.count == 1 else f"shard {shard}, {len(share)} of "

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pytest
 from etils.epath import backend, gpath
 from fsspec.registry import _registry
+from matplotlib.figure import Figure
 
 from lira_jax.config import DataConfig, Experiment, NetworkConfig, ScoreConfig, TrainConfig
 from lira_jax.errors import InputError
@@ -21,10 +24,13 @@ def pytest_configure(config: pytest.Config) -> None:
     import jax
 
     jax.config.update("jax_num_cpu_devices", 4)
-    # Many tests train the same small network: compile it once a session.
-    folder = tempfile.TemporaryDirectory(prefix="lira_jax_tests_")
-    config.add_cleanup(folder.cleanup)
-    jax.config.update("jax_compilation_cache_dir", folder.name)
+    # Many tests train the same small network: compile it once a session, also where pytest-xdist
+    # spreads the session over processes.
+    if not hasattr(config, "workerinput"):
+        folder = tempfile.TemporaryDirectory(prefix="lira_jax_tests_")
+        config.add_cleanup(folder.cleanup)
+        os.environ["LIRA_JAX_TEST_CACHE"] = folder.name
+    jax.config.update("jax_compilation_cache_dir", os.environ["LIRA_JAX_TEST_CACHE"])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
@@ -39,6 +45,18 @@ def tiny() -> Experiment:
         train=TrainConfig(models=2, epochs=4, batch_size=12, shift=1, ema=0.9, eval_examples=16),
         score=ScoreConfig(views=2, batch_size=50),
     )
+
+
+@pytest.fixture
+def sketched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made, but neither laid out nor drawn, which takes most of the attack stage."""
+
+    def save(self: Figure, file: BinaryIO, *, format: str, **_: Any) -> None:
+        del self
+        file.write(f"a {format} of a figure".encode())
+
+    monkeypatch.setattr(Figure, "draw_without_rendering", lambda self: None)
+    monkeypatch.setattr(Figure, "savefig", save)
 
 
 @pytest.fixture

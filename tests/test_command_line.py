@@ -25,7 +25,18 @@ from flax import nnx
 import attack
 import score
 import train
-from lira_jax import checkpoints, config, datasets, ensemble, run_dir, scoring, shards, training
+from lira_jax import (
+    attacking,
+    checkpoints,
+    config,
+    datasets,
+    ensemble,
+    run_dir,
+    scoring,
+    shards,
+    training,
+)
+from lira_jax.attacks import Family
 from lira_jax.command_line import positional, run_stage, value_of
 from lira_jax.config import Experiment
 from lira_jax.progress import Progress
@@ -511,6 +522,7 @@ def test_the_attack_refuses_what_it_cannot_do(refused, run, tmp_path):
     assert "cannot be made a folder" in message
 
 
+@pytest.mark.usefixtures("sketched")
 def test_the_attack_writes_into_the_run_what_was_asked(call, run):
     code, out, err = call(attack, "--run", run, "--attack.queries", "1")
     assert (code, err) == (0, "")
@@ -518,6 +530,81 @@ def test_the_attack_writes_into_the_run_what_was_asked(call, run):
     metrics = json.loads((run / "attack" / "metrics.json").read_text())
     assert (metrics["models"], metrics["queries"]) == (4, 1)
     assert (run / "attack" / "figures" / "roc.png").exists()
+
+
+@pytest.mark.usefixtures("sketched")
+def test_a_null_check_that_fails_is_the_exit_code(call, run, monkeypatch):
+    keep = np.load(run / "keep.npy")
+
+    def peeking(score_set, *_):  # knows the answer of one example in three
+        known = np.arange(score_set.keep.shape[1]) % 3 == 0
+        return {"peeking": np.where(known & score_set.keep, 1.0, 0.0)}
+
+    few = {name: attacking.ATTACKS[name] for name in ("lira", "yeom")}
+    monkeypatch.setattr(attacking, "ATTACKS", few)
+    assert call(attack, "--run", run, "--null_check", "True").code == 0
+    monkeypatch.setattr(attacking, "ATTACKS", few | {"peeking": Family(peeking, {})})
+    code, out, _ = call(attack, "--run", run, "--null_check", "True")
+    assert code == 1
+    assert "NOT at chance: peeking" in out
+    metrics = json.loads((run / "attack" / "metrics.json").read_text())
+    assert not metrics["null_check"]["ok"]
+    assert metrics["attacks"][-1]["targets"] == len(keep)
+
+
+def test_a_target_is_audited_against_the_models_of_the_run(call, refused, run, tmp_path):
+    scores = np.load(run / "scores.npy")
+    np.savez(tmp_path / "mine.npz", scores=scores[0], keep=np.load(run / "keep.npy")[0])
+    code, out, _ = call(
+        attack, "--run", run, "--target", tmp_path / "mine.npz", "--attack.fpr", "0.1"
+    )
+    assert code == 0
+    assert "against 4 shadow models" in out
+    assert "In truth, on 60 members and 60 non-members" in out
+    lines = (run / "target_mine" / "target.csv").read_text().splitlines()
+    assert lines[0] == "example,log_ratio,p_value,member_decision,member"
+    assert len(lines) == 121
+    np.savez(tmp_path / "other.npz", scores=scores[0, :50])
+    message = refused(attack, "--run", run, "--target", tmp_path / "other.npz")
+    assert "other.npz" in message
+    assert "120" in message
+    protocol = ("--protocol", "reference-code")
+    message = refused(attack, "--run", run, "--target", tmp_path / "mine.npz", *protocol)
+    assert "leave --protocol out" in message
+
+
+@pytest.mark.usefixtures("sketched")
+def test_a_folder_of_the_public_code_is_read_as_it_is(call, run, tmp_path):
+    scores, keep = np.load(run / "scores.npy"), np.load(run / "keep.npy")
+    for model in range(4):
+        folder = tmp_path / "exp" / f"experiment-{model}_4"
+        (folder / "scores").mkdir(parents=True)
+        np.save(folder / "keep.npy", keep[model])
+        np.save(folder / "scores" / "0000000004.npy", scores[model])
+    assert call(attack, "--scores", tmp_path / "exp", "--out", tmp_path / "out").code == 0
+    assert call(attack, "--run", run).code == 0
+    ours, theirs = (
+        json.loads((out / "metrics.json").read_text())["attacks"][0]
+        for out in (run / "attack", tmp_path / "out")
+    )
+    assert ours == theirs
+
+
+@pytest.mark.usefixtures("sketched")
+def test_attacked_runs_are_compared_and_others_name_the_command(call, refused, run, tmp_path):
+    other = shutil.copytree(run, tmp_path / "other")
+    assert call(attack, "--run", run).code == 0
+    message = refused(attack, "compare", run, other, "--out", tmp_path / "both")
+    assert "other" in message
+    assert "attack.py --run" in message
+    assert call(attack, "--run", other, "--attack.centre", "median").code == 0
+    code, out, _ = call(attack, "compare", run, other, "--out", tmp_path / "both")
+    assert code == 0
+    assert "run" in out
+    assert "other" in out
+    assert {"compare.csv", "compare.md", "compare.tex", "roc.png"} <= set(
+        files_of(tmp_path / "both")
+    )
 
 
 # Damage that a rerun mends.
@@ -633,6 +720,7 @@ def script(name, *words):
     )  # fmt: skip
 
 
+@pytest.mark.usefixtures("sketched")
 def test_a_run_in_an_object_store_is_bitwise_that_on_a_disk(
     call, store, made, toml, tmp_path, monkeypatch
 ):
@@ -660,7 +748,12 @@ def test_a_run_in_an_object_store_is_bitwise_that_on_a_disk(
     assert (call(attack, "--run", run).code, call(attack, *words).code) == (0, 0)
     prefix = "bucket/some/run/attack/"
     found = {name.removeprefix(prefix): x for name, x in store.items() if name.startswith(prefix)}
-    assert found == files_of(tmp_path / "attack")
+    on_disk = files_of(tmp_path / "attack")
+    assert found.keys() == on_disk.keys()
+    # All but what tells where the scores were.
+    assert [name for name in found if found[name] != on_disk[name]] == [
+        name for name in found if name in ("metrics.json", "report.html")
+    ]
     on_disk = files_of(made)
     assert {f"bucket/some/run/{name}" for name in on_disk if not name.startswith(".")} == {
         name for name in store if not name.startswith(prefix)
@@ -670,7 +763,7 @@ def test_a_run_in_an_object_store_is_bitwise_that_on_a_disk(
 def test_processes_end_with_the_code_and_line_of_what_stopped_them(tmp_path, toml):
     """Two endless trainings at once, one to get Ctrl-C, one SIGTERM, and a mistake."""
     signals = {signal.SIGINT: 130, signal.SIGTERM: 143}
-    words = ["--train.epochs", 10**6, "--train.models", 2]
+    words = ["--train.epochs", 10**6, "--train.models", 2, "--train.checkpoint_minutes", 0]
     endless = {
         signum: script("train", toml, "--run", tmp_path / str(code), *words)
         for signum, code in signals.items()
@@ -683,7 +776,7 @@ def test_processes_end_with_the_code_and_line_of_what_stopped_them(tmp_path, tom
         for signum, process in endless.items():
             run = tmp_path / str(signals[signum])
             limit = time.monotonic() + 120
-            while not (run / ".lock-train").exists():
+            while not checkpoints.saved_groups(run):  # in the midst of training
                 assert process.poll() is None, process.communicate()
                 assert time.monotonic() < limit
                 time.sleep(0.05)

@@ -6,7 +6,9 @@ import dataclasses
 
 import numpy as np
 import pytest
+from scipy.special import log_softmax, softmax
 
+from lira_jax import score_set
 from lira_jax.errors import InputError
 from lira_jax.score_set import ScoreSet, check, read_npz
 
@@ -208,3 +210,53 @@ def test_check_reads_a_memory_map(tmp_path):
     score_set = ScoreSet(mapped, arrays()["keep"], 2, "run")
     assert check(score_set) is score_set
     assert check(dataclasses.replace(score_set, scores=mapped.astype(np.float64)))
+
+
+def test_logit_scaled_is_the_log_odds_of_the_true_label_and_does_not_saturate():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(3, 5, 4)), rng.integers(4, size=5)
+    p = softmax(logits, axis=-1)[:, np.arange(5), labels]
+    np.testing.assert_allclose(score_set.logit_scaled(logits, labels), np.log(p / (1 - p)))
+    shifted = score_set.logit_scaled(log_softmax(logits, axis=-1), labels)
+    np.testing.assert_allclose(shifted, np.log(p / (1 - p)))
+    sure = score_set.logit_scaled(np.array([[60.0, 0.0, 0.0]], np.float32), np.array([0]))
+    np.testing.assert_allclose(sure, 60 - np.log(2))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_of_examples_cuts_every_array(first):
+    rng = np.random.default_rng(0)
+    whole = ScoreSet(
+        scores=rng.normal(size=(2, 6, 3)), keep=rng.random((2, 6)) < 0.5, block=2, source="test",
+        labels=np.arange(6), logits=rng.normal(size=(2, 6, 4)), merlin=rng.random((2, 6)),
+        canary=np.arange(6) == 5,
+    )  # fmt: skip
+    chosen = np.arange(6) < 4 if first else np.arange(6) % 2 == 0
+    part = score_set.of_examples(whole, chosen)
+    np.testing.assert_array_equal(part.scores, whole.scores[:, chosen])
+    np.testing.assert_array_equal(part.logits, whole.logits[:, chosen])
+    np.testing.assert_array_equal(part.keep, whole.keep[:, chosen])
+    np.testing.assert_array_equal(part.merlin, whole.merlin[:, chosen])
+    np.testing.assert_array_equal(part.labels, whole.labels[chosen])
+    np.testing.assert_array_equal(part.canary, whole.canary[chosen])
+    assert part.gradient_norm is None
+    assert np.shares_memory(part.scores, whole.scores) == first
+
+
+def test_read_only_arrays_cannot_be_written_to_and_the_originals_can():
+    whole = ScoreSet(np.zeros((2, 3, 1)), np.zeros((2, 3), bool), None, "test")
+    guarded = score_set.read_only(whole)
+    with pytest.raises(ValueError, match="read-only"):
+        guarded.scores[0] = 1
+    whole.scores[0] = 1
+    assert guarded.scores[0].all()
+
+
+def test_a_logit_that_is_not_finite_is_named():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(2, 4, 3))
+    logits[1, 2, 0] = -np.inf
+    keep = np.array([[True, False] * 2, [False, True] * 2])
+    whole = ScoreSet(rng.normal(size=(2, 4, 1)), keep, 2, "file.npz", np.zeros(4, int), logits)
+    with pytest.raises(InputError, match="`logits` is -inf at model 1, example 2, class 0"):
+        score_set.check(whole)

@@ -346,7 +346,7 @@ def test_finished_models_stay_when_a_later_one_fails(tiny, tmp_path, monkeypatch
 def test_examples_that_make_no_equal_folds_are_left_out_and_named(tiny, tmp_path, capsys):
     odd = dataclasses.replace(tiny, data=DataConfig(limit=121))
     training.train(odd, tmp_path / "run", jax.devices()[:2])
-    assert "the last 1 of 121 examples left out: 2 folds share" in capsys.readouterr().out
+    assert "the last 1 of 121 images left out: 2 folds share" in capsys.readouterr().out
     assert np.load(tmp_path / "run" / "keep.npy").shape == (2, 120)
 
 

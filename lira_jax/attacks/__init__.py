@@ -12,7 +12,18 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from lira_jax.attacks import lira, thresholds
+from lira_jax.attacks import (
+    gradient_norm,
+    jayaraman,
+    lira,
+    long,
+    per_example,
+    quantile_regression,
+    rmia,
+    shokri,
+    song_mittal,
+    thresholds,
+)
 from lira_jax.attacks.references import References
 from lira_jax.config import AttackConfig
 from lira_jax.score_set import ScoreSet
@@ -37,6 +48,7 @@ class Family:
     needs: tuple[str, ...] = ()
 
 
+# The strongest first, then the rows of the LiRA paper's Table I, from the last to the first.
 ATTACKS: dict[str, Family] = {
     "lira": Family(
         lira.attack,
@@ -44,12 +56,44 @@ ATTACKS: dict[str, Family] = {
             "lira-online": "LiRA online",
             "lira-online-global": "LiRA online, global variance",
             "lira-online-pooled": "LiRA online, pooled variance",
+            "lira-online-shrinkage": "LiRA online, shrinkage variance",
             "lira-offline": "LiRA offline",
             "lira-offline-global": "LiRA offline, global variance",
             "lira-offline-pooled": "LiRA offline, pooled variance",
+            "lira-offline-shrinkage": "LiRA offline, shrinkage variance",
         },
     ),
-    "watson": Family(thresholds.watson, {"watson": "Watson et al. (calibrated loss)"}),
+    "rmia": Family(rmia.attack, {"rmia-online": "RMIA online", "rmia-offline": "RMIA offline"}),
+    "quantile-regression": Family(
+        quantile_regression.attack, {"quantile-regression": "Bertran et al. (quantile regression)"}
+    ),
+    "gradient-norm": Family(
+        gradient_norm.attack,
+        {
+            "lira-online-gradient-norm": "LiRA online on the gradient norm",
+            "gradient-norm": "Gradient norm",
+        },
+        ("gradient_norm",),
+    ),
+    "ye": Family(per_example.ye, {"ye": "Ye et al. (attack R)"}),
+    "watson": Family(per_example.watson, {"watson": "Watson et al. (calibrated loss)"}),
+    "long": Family(long.attack, {"long": "Long et al. (vulnerable examples)"}, ("logits",)),
+    "sablayrolles": Family(
+        per_example.sablayrolles, {"sablayrolles": "Sablayrolles et al. (MALT)"}
+    ),
+    "song-mittal": Family(
+        song_mittal.attack,
+        {"song-mittal": "Song and Mittal (modified entropy)"},
+        ("labels", "logits"),
+    ),
+    "jayaraman": Family(
+        jayaraman.attack,
+        {"merlin": "Jayaraman et al. (Merlin)", "morgan": "Jayaraman et al. (Morgan)"},
+        ("merlin",),
+    ),
+    "shokri": Family(
+        shokri.attack, {"shokri": "Shokri et al. (attack models)"}, ("labels", "logits")
+    ),
     "yeom": Family(thresholds.yeom, {"yeom": "Yeom et al. (loss)"}),
 }
 TITLES = {name: title for family in ATTACKS.values() for name, title in family.titles.items()}

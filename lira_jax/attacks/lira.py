@@ -7,20 +7,26 @@ as Gaussian, one per view q. A target's score on the example is
 - offline: Λ = Σ_q −log Pr[Z ≥ φ_q], Z ~ N(μ_out,q, σ_out,q²): one-sided, and in log-space, so that
   confident members do not tie (3.4, 3.5).
 
-Three estimates of σ, each for IN and OUT separately, each from the target's references alone (3.3):
+Four estimates of σ, each for IN and OUT separately, each from the target's references alone (3.3):
 
 - per example (`lira-online`, `lira-offline`): unbiased, from that example's references;
 - `-global`: the standard deviation of all references' scores on all examples, so it includes the
   spread between examples; as in the public code;
-- `-pooled`: the root mean square of the residuals within examples.
+- `-pooled`: the root mean square of the residuals within examples;
+- `-shrinkage`: that example's, drawn towards what is usual over examples, the more so the fewer the
+  references and the less variances differ between examples; Student's t, which knows how well σ is
+  known, takes the Gaussian's place (`shrinkage.py`). One absurd score spoils `-global` and
+  `-pooled` for all examples, and this one for its own example only.
 
-Every σ is at least MIN_RELATIVE_STD of the global σ of its side and view (3.9). With one reference
-on a side, nothing is known of a spread within examples: per-example and pooled σ are then that
-floor, and the ranking is by distance to the centres.
+Every σ of the first three is at least MIN_RELATIVE_STD of the global σ of its side and view (3.9).
+With one reference on a side, nothing is known of a spread within examples: per-example and pooled σ
+are then that floor, and the ranking is by distance to the centres; shrinkage takes the other side's
+prior, or if that has one reference too, the spread of the two sides' differences over examples.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -28,7 +34,9 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import log_ndtr
 
+from lira_jax.attacks import shrinkage
 from lira_jax.attacks.references import Moments, References, base_and_dropped, map_chunks, moments
+from lira_jax.attacks.shrinkage import Evidence, Prior
 from lira_jax.config import AttackConfig
 from lira_jax.score_set import ScoreSet
 
@@ -37,27 +45,61 @@ MIN_RELATIVE_STD = 0.01
 # The least σ, in units of φ: about its float32 resolution. Only for scores that are all equal.
 MIN_STD = 1e-6
 
-VARIANCES = ("", "-global", "-pooled")
+VARIANCES = ("", "-global", "-pooled", "-shrinkage")
 
 
 def attack(
     score_set: ScoreSet, references: References, config: AttackConfig, progress: bool = False
 ) -> dict[str, Float[np.ndarray, "N E"]]:
-    """Scores of the six variants, float64, higher = member."""
+    """Scores of the eight variants, float64, higher = member."""
+    return likelihoods(score_set, references, config, progress=progress)
+
+
+def likelihoods(
+    score_set: ScoreSet,
+    references: References,
+    config: AttackConfig,
+    *,
+    targets: Float[np.ndarray, "T E Q"] | None = None,
+    variances: Sequence[str] = VARIANCES,
+    progress: bool = False,
+) -> dict[str, Float[np.ndarray, "T E"]]:
+    """`lira-online` and `lira-offline` of chosen variances, float64, higher = member.
+
+    Args:
+        score_set: φ of the run's models.
+        references: from `references.find`.
+        config: views to use and the centre of references.
+        targets: φ of models that are not among the run's. Their references are the whole base of
+            each side: with blocks, all models; without, as many on every example as the one with
+            the fewest has, as many as the run's own models have and one more, so that scores are
+            of the same law as theirs. None: the run's own models, each against the models outside
+            its fold.
+        variances: which estimates of σ, of VARIANCES.
+        progress: show progress bars.
+    """
     models, examples, queries = score_set.scores.shape
     queries = config.queries or queries
-    fold = references.fold
+    folds, per_fold = models // references.fold, references.fold
+    if targets is not None:
+        folds, per_fold = 1, targets.shape[0]
+    evidence = Evidence(folds, queries, examples) if "-shrinkage" in variances else None
 
     def sides(chunk: slice, scores: Float[np.ndarray, "N C Q"]) -> tuple[Moments, Moments]:
-        keep = score_set.keep
-        inside = moments(scores, *base_and_dropped(references, keep, chunk, "in"), config.centre)
-        outside = moments(scores, *base_and_dropped(references, keep, chunk, "out"), config.centre)
-        return inside, outside
+        both = []
+        for side in ("in", "out"):
+            base, dropped = base_and_dropped(references, score_set.keep, chunk, side)
+            if targets is not None:
+                dropped = dropped[:1, :0]
+            both.append(moments(scores, base, dropped, config.centre))
+        return both[0], both[1]
 
     def spread_of_chunk(
         chunk: slice, scores: Float[np.ndarray, "N C Q"]
     ) -> tuple[_Spread, _Spread]:
         inside, outside = sides(chunk, scores)
+        if evidence is not None:
+            evidence.add(chunk, inside, outside)
         return _spread(inside), _spread(outside)
 
     spreads = map_chunks(
@@ -67,27 +109,76 @@ def attack(
         lambda a, b: (_merge(a[0], b[0]), _merge(a[1], b[1])),
         spreads,
     )
+    student = None if evidence is None else _student(*evidence.priors(), spread_in, spread_out)
+    evidence = None  # the largest array of all
 
-    names = [f"lira-{kind}{variance}" for kind in ("online", "offline") for variance in VARIANCES]
-    result = {name: np.empty((models, examples)) for name in names}
+    names = [f"lira-{kind}{variance}" for kind in ("online", "offline") for variance in variances]
+    result = {name: np.empty((folds * per_fold, examples)) for name in names}
 
     def score_chunk(chunk: slice, scores: Float[np.ndarray, "N C Q"]) -> None:
         inside, outside = sides(chunk, scores)
-        targets = scores.reshape(-1, fold, *scores.shape[1:])  # [F, B, C, Q]
-        from_in = targets - inside.centre[:, np.newaxis]
-        from_out = targets - outside.centre[:, np.newaxis]
-        for variance in VARIANCES:
-            std_in = _std(inside, spread_in, variance)[:, np.newaxis]
-            std_out = _std(outside, spread_out, variance)[:, np.newaxis]
-            z_in, z_out = from_in / std_in, from_out / std_out
-            offline = -log_ndtr(-z_out).sum(axis=-1)
-            online = (np.log(std_out / std_in) + (z_out * z_out - z_in * z_in) / 2).sum(axis=-1)
-            result[f"lira-offline{variance}"][:, chunk] = offline.reshape(models, -1)
-            result[f"lira-online{variance}"][:, chunk] = online.reshape(models, -1)
+        phi = scores
+        if targets is not None:
+            phi = np.asarray(targets[:, chunk, :queries], dtype=np.float64)
+        phi = phi.reshape(folds, per_fold, *phi.shape[1:])  # [F, B, C, Q]
+        from_in = phi - inside.centre[:, np.newaxis]
+        from_out = phi - outside.centre[:, np.newaxis]
+        for variance in variances:
+            if variance == "-shrinkage":
+                assert student is not None
+                online, offline = student(inside, outside, from_in, from_out)
+            else:
+                std_in = _std(inside, spread_in, variance)[:, np.newaxis]
+                std_out = _std(outside, spread_out, variance)[:, np.newaxis]
+                online, offline = _gaussian(std_in, std_out, from_in, from_out)
+            result[f"lira-offline{variance}"][:, chunk] = offline.reshape(folds * per_fold, -1)
+            result[f"lira-online{variance}"][:, chunk] = online.reshape(folds * per_fold, -1)
 
     for _ in map_chunks(score_chunk, score_set.scores, queries, "lira: likelihoods", progress):
         pass
     return result
+
+
+# Both scores, of targets' distances to the IN and OUT centres.
+_Pair = tuple[Float[np.ndarray, "F B C"], Float[np.ndarray, "F B C"]]
+
+
+def _gaussian(
+    std_in: Float[np.ndarray, "F 1 C|1 Q"],
+    std_out: Float[np.ndarray, "F 1 C|1 Q"],
+    from_in: Float[np.ndarray, "F B C Q"],
+    from_out: Float[np.ndarray, "F B C Q"],
+) -> _Pair:
+    z_in, z_out = from_in / std_in, from_out / std_out
+    online = (np.log(std_out / std_in) + (z_out * z_out - z_in * z_in) / 2).sum(axis=-1)
+    return online, -log_ndtr(-z_out).sum(axis=-1)
+
+
+def _student(
+    prior_in: Prior, prior_out: Prior, spread_in: _Spread, spread_out: _Spread
+) -> Callable[[Moments, Moments, np.ndarray, np.ndarray], _Pair]:
+    """As `_gaussian`, of the predictive laws of shrunk variances."""
+    nu_in = (prior_in.freedom + (spread_in.count - 1))[:, np.newaxis, np.newaxis]  # [F, 1, 1, Q]
+    nu_out = (prior_out.freedom + (spread_out.count - 1))[:, np.newaxis, np.newaxis]
+    constant = shrinkage.log_constant(nu_in) - shrinkage.log_constant(nu_out)
+    coefficients = shrinkage.tail_coefficients(nu_out)
+
+    def scores(
+        inside: Moments,
+        outside: Moments,
+        from_in: Float[np.ndarray, "F B C Q"],
+        from_out: Float[np.ndarray, "F B C Q"],
+    ) -> _Pair:
+        scale_in = prior_in.predictive_scale(inside)[:, np.newaxis]
+        scale_out = prior_out.predictive_scale(outside)[:, np.newaxis]
+        t_in, t_out = from_in / scale_in, from_out / scale_out
+        online = np.log1p(t_out * t_out / nu_out) * ((nu_out + 1) / 2)
+        online -= np.log1p(t_in * t_in / nu_in) * ((nu_in + 1) / 2)
+        online += np.log(scale_out / scale_in) + constant
+        offline = shrinkage.minus_log_tail(t_out, nu_out, coefficients)
+        return online.sum(axis=-1), offline.sum(axis=-1)
+
+    return scores
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ or not the target trained on the example (METHODS.md, 3.10):
 - **leave-block-out**, where models come in blocks in which every example is IN equally often: the
   references are all models outside the target's block.
 - **leave-one-out**, for masks made any other way: each side of each example keeps a *base* of the
-  first r + 1 models on that side, in a fixed random order of its own (with one order for all
-  examples, which models are the references would tell the answer where models differ in general).
+  first r + 1 models on that side, in a random order of its own, drawn from a hash of the scores
+  (`draws.py`). With one order for all examples, which models are the references would tell the
+  answer where models differ in general.
   The references are the base less the target, or less its last model where the target is not in it:
   always r.
 
@@ -29,6 +30,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from tqdm import tqdm
 
+from lira_jax.attacks.draws import noise
 from lira_jax.errors import InputError
 from lira_jax.score_set import ScoreSet
 
@@ -118,9 +120,7 @@ def find(score_set: ScoreSet) -> References:
         base_out=base_out,
         dropped_in=1,
         dropped_out=1,
-        order=np.random.default_rng(0).permuted(
-            np.tile(np.arange(models, dtype=np.int32)[:, np.newaxis], keep.shape[1]), axis=0
-        ),
+        order=np.argsort(noise(score_set), axis=0, kind="stable").astype(np.int32),
         words=f"leave-one-out with {base_in - 1} IN and {base_out - 1} OUT references, "
         "because the masks form no blocks",
     )

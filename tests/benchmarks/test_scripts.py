@@ -32,14 +32,18 @@ def test_attack(tmp_path):
     size = ("--models", "16", "--examples", "300", "--queries", "2")
     options = (*size, "--repeats", "1", "--loop-pairs", "50", "--dir", str(tmp_path))
     text = run("attack.py", *options)
-    for word in ("N = 16, E = 300, Q = 2", "lira", "stage", "loop / lira:", "CPU seconds"):
+    for word in (
+        "N = 16, E = 300, Q = 2",
+        "lira",
+        "attacks",
+        "stage",
+        "loop / lira:",
+        "CPU seconds",
+    ):
         assert word in text
     assert (tmp_path / "attack/metrics.json").exists()
     difference = text.partition("largest difference from the loop's scores: ")[2].split()[0]
     assert float(difference) < 1e-6
-    written = (tmp_path / "scores.npy").stat().st_mtime_ns
-    run("attack.py", *options)
-    assert (tmp_path / "scores.npy").stat().st_mtime_ns == written  # the file is used again
 
 
 def test_score():

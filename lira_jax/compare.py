@@ -1,0 +1,406 @@
+"""Several runs in one figure and table: `python attack.py compare RUN RUN … --out DIR`.
+
+As figures 7, 11 and 16 of the LiRA paper: does a network, an augmentation or an optimiser that is
+more accurate, or less overfitted, give less away?
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.lines import Line2D
+from scipy.stats import t as student
+
+from lira_jax import config
+from lira_jax.errors import InputError
+from lira_jax.evaluation import FPRS
+from lira_jax.figures.findings import is_few, rate_text
+from lira_jax.figures.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    INDIGO,
+    OLIVE,
+    ORANGE,
+    PINK,
+    RED,
+    SKY,
+    WINE,
+    Line,
+    figure,
+    plain,
+    rendered,
+)
+from lira_jax.storage import is_remote, write_text, write_whole
+from lira_jax.tables import (
+    FEW,
+    Cell,
+    Table,
+    attack_cells,
+    attack_heads,
+    share_cell,
+    to_csv,
+    to_latex,
+    to_markdown,
+)
+
+# Strong with few shadow models too, as small grids have.
+ATTACK = "lira-online-shrinkage"
+SCHEMA = 2
+
+# What changes no result, or says only where things lie.
+_BOOKKEEPING = frozenset(
+    {"data.path", "train.checkpoint_minutes", "train.eval_examples", "train.group", "train.width"}
+)
+_COLOURS = (BLUE, RED, GREEN, ORANGE, PINK, SKY, BLACK, WINE, INDIGO, OLIVE, GREY)
+_LINES: tuple[Line, ...] = ("-", "--", "-.", ":")
+_MARKERS = "osD^vP*X<>p"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's results.
+
+    Attributes:
+        name: of its folder.
+        metrics: its `metrics.json`.
+        entry: the compared attack's part of it.
+        fpr, tpr: the compared attack's ROC.
+        settings: dotted names to values; empty for scores that were made elsewhere.
+        held_out, gap: mean accuracy on non-members, and of members less it, over models, each with
+            its 95 % interval by Student's t; None where accuracy is not known.
+    """
+
+    name: str
+    metrics: dict[str, Any]
+    entry: dict[str, Any]
+    fpr: Float[np.ndarray, " P"]
+    tpr: Float[np.ndarray, " P"]
+    settings: dict[str, Any]
+    held_out: tuple[float, float, float] | None
+    gap: tuple[float, float, float] | None
+
+
+def compare(runs: Sequence[Path], out: Path) -> str:
+    """Compare runs that have been attacked, and write what came out.
+
+    Writes `roc.png`, `.pdf` (online LiRA of every run), `accuracy.png`, `.pdf` (TPR against the
+    train-test gap and held-out accuracy; only where some run knows its accuracy), and the table as
+    `compare.csv`, `.md` and `.tex`.
+
+    Args:
+        runs: run directories, or folders with the results of `attack.py`, two or more.
+        out: folder to write into.
+
+    Returns:
+        What the terminal shows.
+
+    Raises:
+        InputError: fewer than two runs, one twice or two of one name, one without results or with
+            results of another schema, an `out` that cannot be written.
+    """
+    if len(runs) < 2:
+        raise InputError(f"{len(runs)} run to compare; give two or more run directories")
+    found = [_read(run, name) for run, name in zip(runs, _names(runs), strict=True)]
+    key = _common_fpr(found)
+    table, records = _table(found), _records(found)
+    files = _draw_roc(found)
+    pictures = {f"roc.{kind}": content for kind, content in files.items() if kind != "svg"}
+    known = [run for run in found if run.gap is not None]
+    if known:
+        files = _draw_accuracy(found, key)
+        pictures |= {f"accuracy.{kind}": files[kind] for kind in ("pdf", "png")}
+    texts = {
+        "compare.csv": to_csv(list(records[0]), [list(record.values()) for record in records]),
+        "compare.md": to_markdown(table),
+        "compare.tex": to_latex(table),
+    }
+    for name, text in texts.items():
+        write_text(out / name, text)
+    for name, content in pictures.items():
+        _write(out / name, content)
+    lines = [_plain_text(table)]
+    if not known:
+        lines.append("No run knows its accuracy (logits and labels), so accuracy.png is not drawn.")
+    lines.append(f"Written to {out}: {', '.join([*texts, *sorted(pictures)])}")
+    return "\n".join(lines)
+
+
+def _write(path: Path, content: bytes) -> None:
+    write_whole(path, lambda file: file.write(content))
+
+
+def _names(runs: Sequence[Path]) -> list[str]:
+    """What to call the runs: their folders' names."""
+    places: dict[Path, Path] = {}
+    names: dict[str, Path] = {}
+    for run in runs:
+        place = run if is_remote(run) else run.resolve()
+        if place in places:
+            raise InputError(f"{run}: given twice; give each run once")
+        places[place] = run
+        # `attack` is where every run has its results, and tells nothing.
+        name = place.parent.name if place.name == "attack" else place.name
+        if name in names:
+            raise InputError(
+                f"{names[name]} and {run} are both called {name!r}; rename or copy one of them"
+            )
+        names[name] = run
+    return list(names)
+
+
+def _read(run: Path, name: str) -> Run:
+    folder = run if (run / "metrics.json").exists() else run / "attack"
+    path = folder / "metrics.json"
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(
+            f"{run}: no attack results ({path} is missing); "
+            f"make them with: python attack.py --run {run}"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: not readable ({error}); make it anew with: python attack.py --run {run}"
+        ) from None
+    schema = metrics.get("schema") if isinstance(metrics, dict) else None
+    if schema != SCHEMA:
+        raise InputError(
+            f"{path}: has schema {schema}, not {SCHEMA}; "
+            f"make it anew with: python attack.py --run {run}"
+        )
+    try:
+        return _from_metrics(run, name, folder, metrics)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path}: damaged ({error!r}); make it anew with: python attack.py --run {run}"
+        ) from None
+
+
+def _from_metrics(run: Path, name: str, folder: Path, metrics: dict[str, Any]) -> Run:
+    entry = next((one for one in metrics["attacks"] if one["name"] == ATTACK), None)
+    if entry is None:
+        path = folder / "metrics.json"
+        raise InputError(f"{path}: holds no attack {ATTACK}, which is what is compared")
+    if metrics["protocol"] != "leave-block-out":
+        raise InputError(
+            f"{folder / 'metrics.json'}: made by --protocol {metrics['protocol']}, whose figures "
+            f"do not compare; make others with: python attack.py --run {run}"
+        )
+    fpr, tpr = _read_curve(folder / "roc.npz", run)
+    accuracy = metrics.get("accuracy")
+    held_out = gap = None
+    if accuracy:
+        others = np.array([float(row["nonmember"]) for row in accuracy])
+        held_out = _mean(others)
+        gap = _mean(np.array([float(row["member"]) for row in accuracy]) - others)
+    return Run(name, metrics, entry, fpr, tpr, _settings_of(run, metrics), held_out, gap)
+
+
+def _read_curve(path: Path, run: Path) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return arrays[f"{ATTACK}.fpr"], arrays[f"{ATTACK}.tpr"]
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error):
+        raise InputError(
+            f"{path}: missing, damaged, or without {ATTACK}; "
+            f"make it anew with: python attack.py --run {run}"
+        ) from None
+
+
+def _settings_of(run: Path, metrics: dict[str, Any]) -> dict[str, Any]:
+    path = run / "config.toml"
+    settings = dict(metrics.get("settings") or {})
+    if not settings and path.exists():
+        settings = config.flatten(config.load(path))
+    # Views that were used, of those that were scored.
+    used = {"score.views": metrics["queries"], "attack.queries": 0}
+    return settings | used if settings else {}
+
+
+def _mean(values: Float[np.ndarray, " N"]) -> tuple[float, float, float]:
+    """The mean and its 95 % interval; no width where there is one value."""
+    mean = float(values.mean())
+    if values.size < 2:
+        return mean, mean, mean
+    half = float(student.ppf(0.975, values.size - 1) * values.std(ddof=1) / np.sqrt(values.size))
+    return mean, mean - half, mean + half
+
+
+def _differing(runs: Sequence[Run]) -> list[str]:
+    """Settings in which the runs differ, in the order of the configuration."""
+    names = dict.fromkeys(name for run in runs for name in run.settings)
+    return [
+        name
+        for name in names
+        if name not in _BOOKKEEPING
+        and not name.startswith(("score.batch", "run."))
+        and len({repr(run.settings.get(name)) for run in runs}) > 1
+    ]
+
+
+def _common_fpr(runs: Sequence[Run]) -> str:
+    """0.1 %, or 1 % where in some run too few false positives stand behind it."""
+    return "0.01" if any(is_few(run.entry, "0.001") for run in runs) else "0.001"
+
+
+def _table(runs: Sequence[Run]) -> Table:
+    differing = _differing(runs)
+    rows = []
+    for run in runs:
+        cells = [Cell(run.name)]
+        cells += [Cell(_value(run.settings.get(name))) for name in differing]
+        for measured in (run.held_out, run.gap):
+            cells.append(Cell("–") if measured is None else share_cell(measured[0], measured[1:]))
+        entry = {key: value for key, value in run.entry.items() if key != "balanced_accuracy"}
+        rows.append((*cells, *attack_cells(entry)))
+    few = any(cell.few for row in rows for cell in row)
+    return Table(
+        caption=f"Runs by {ATTACK}: percent, 95 % interval in brackets",
+        heads=(
+            "run",
+            *(name.rpartition(".")[2].replace("_", " ") for name in differing),
+            "accuracy held out",
+            "train-test gap",
+            "AUC",
+            *attack_heads(),
+        ),
+        rows=tuple(rows),
+        words=1 + len(differing),
+        notes=(f"* {FEW}",) if few else (),
+    )
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
+
+
+def _records(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The table in full precision, as shares; empty where nothing is known."""
+    differing = _differing(runs)
+    records = []
+    for run in runs:
+        record: dict[str, Any] = {"run": run.name}
+        record |= {name: run.settings.get(name, "") for name in differing}
+        record |= {"models": run.metrics["models"], "examples": run.metrics["examples"]}
+        measured = {
+            "accuracy": run.held_out or ("", "", ""),
+            "gap": run.gap or ("", "", ""),
+            "auc": (run.entry["auc"], *(run.entry.get("auc_ci") or ("", ""))),
+        }
+        intervals = run.entry.get("tpr_at_fpr_ci") or {}
+        for key in FPRS:
+            interval = intervals.get(key) or ("", "")
+            measured[f"tpr_at_fpr_{key}"] = (run.entry["tpr_at_fpr"][key], *interval)
+        for name, (value, low, high) in measured.items():
+            record |= {name: value, f"{name}_lo": low, f"{name}_hi": high}
+        record |= {f"few_false_positives_{key}": is_few(run.entry, key) for key in FPRS}
+        records.append(record)
+    return records
+
+
+def _plain_text(table: Table) -> str:
+    rows = [list(table.heads), *([cell.whole for cell in row] for row in table.rows)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(table.heads))]
+    lines = [
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join([*lines, "", f"{table.caption}.", *table.notes])
+
+
+def _style(place: int) -> tuple[str, Line, str]:
+    """Colour, line and marker of the n-th run."""
+    colour = _COLOURS[place % len(_COLOURS)]
+    line = _LINES[(place + place // len(_COLOURS)) % len(_LINES)]
+    return colour, line, _MARKERS[place % len(_MARKERS)]
+
+
+def _draw_roc(runs: Sequence[Run]) -> dict[str, bytes]:
+    nonmembers = max(int(run.metrics["nonmembers"]) for run in runs)
+    left = 1 / max(nonmembers, 10)
+    labels = [f"{plain(run.name)} ({run.entry['auc']:.3f})" for run in runs]
+    columns = 1 if max(map(len, labels)) > 30 else 2
+    rows = -(-(len(runs) + 1) // columns) + 1
+    with figure(3.13 + 0.125 * rows) as made:
+        axes = made.add_subplot()
+        fewest = min(int(run.metrics["nonmembers"]) for run in runs)
+        axes.axvspan(left, min(10 / fewest, 1), color="0.93", linewidth=0, zorder=0)
+        handles = []
+        for place, run in enumerate(runs):
+            colour, line, _ = _style(place)
+            fpr = np.maximum(run.fpr, left)
+            highest = np.append(fpr[1:] != fpr[:-1], True)
+            tpr = np.maximum(run.tpr[highest], 1e-12)
+            axes.step(fpr[highest], tpr, where="post", color=colour, linestyle=line)
+            handles.append(Line2D([], [], color=colour, linestyle=line))
+        chance: dict[str, Any] = {"color": "0.6", "linestyle": (0, (4.0, 3.0)), "linewidth": 0.8}
+        axes.plot([left, 1], [left, 1], zorder=1, **chance)
+        axes.set(xscale="log", yscale="log", xlim=(left, 1), ylim=(left, 1))
+        axes.set(xlabel="False-positive rate", ylabel="True-positive rate")
+        axes.set_aspect("equal")
+        axes.grid(linewidth=0.3, color="0.9")
+        axes.set_axisbelow(True)
+        made.legend(
+            [*handles, Line2D([], [], **chance)],
+            [*labels, "chance"],
+            loc="outside lower center",
+            ncols=columns,
+            title=f"{ATTACK} (AUC)",
+            handlelength=2.6,
+            labelspacing=0.25,
+        )
+        return rendered(made)
+
+
+def _draw_accuracy(runs: Sequence[Run], key: str) -> dict[str, bytes]:
+    """TPR against train-test gap and against held-out accuracy, with intervals both ways."""
+    columns = 1 if max(len(run.name) for run in runs) > 24 else 2
+    rows = -(-len(runs) // columns)
+    with figure(2.3 + 0.125 * rows) as made:
+        panels = made.subplots(1, 2, sharey=True)
+        handles, labels = [], []
+        for place, run in enumerate(runs):
+            if run.gap is None or run.held_out is None:
+                continue
+            colour, _, marker = _style(place)
+            rate = 100 * run.entry["tpr_at_fpr"][key]
+            interval = (run.entry.get("tpr_at_fpr_ci") or {}).get(key) or (rate / 100, rate / 100)
+            face = "white" if is_few(run.entry, key) else colour
+            point: dict[str, Any] = {
+                "color": colour,
+                "marker": marker,
+                "markerfacecolor": face,
+                "markersize": 4.5,
+            }
+            for axes, (mean, low, high) in zip(panels, (run.gap, run.held_out), strict=True):
+                axes.vlines(
+                    100 * mean, 100 * interval[0], 100 * interval[1], color=colour, linewidth=0.8
+                )
+                axes.hlines(rate, 100 * low, 100 * high, color=colour, linewidth=0.8)
+                axes.plot([100 * mean], [rate], linestyle="none", **point)
+            handles.append(Line2D([], [], linestyle="none", **point))
+            labels.append(plain(run.name))
+        panels[0].set(xlabel="Train-test gap [points]", ylabel=f"TPR at {rate_text(key)} FPR [%]")
+        panels[1].set(xlabel="Accuracy held out [%]")
+        for axes in panels:
+            axes.set_ylim(bottom=0)
+            axes.margins(x=0.12)
+            axes.grid(linewidth=0.3, color="0.9")
+            axes.set_axisbelow(True)
+        made.legend(handles, labels, loc="outside lower center", ncols=columns)
+        return rendered(made)

@@ -1,0 +1,158 @@
+"""What an attack gains from more views and from more shadow models, from one run.
+
+METHODS.md, 1: "Queries 1 / 2 / 18 / 162", and figures 9 and 17.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from tqdm import tqdm
+
+from lira_jax import evaluation
+from lira_jax.attacks import lira
+from lira_jax.attacks.references import References, find
+from lira_jax.config import AttackConfig
+from lira_jax.errors import InputError
+from lira_jax.score_set import ScoreSet
+
+# Of the bootstrap behind every point: enough for a bar in a figure.
+REPLICATES = 200
+
+# The paper's sets of views: the image; its mirror; 9 shifts of both; 81 shifts of both.
+QUERIES = (1, 2, 18, 162)
+BY_QUERIES = ("lira-online", "lira-online-shrinkage", "lira-offline", "lira-offline-shrinkage")
+# Figure 9: a variance per example against a global one; and what is meant to be best of both.
+BY_MODELS = (
+    "lira-online",
+    "lira-online-global",
+    "lira-online-shrinkage",
+    "lira-offline",
+    "lira-offline-global",
+    "lira-offline-shrinkage",
+)
+
+
+def by_queries(
+    score_set: ScoreSet,
+    rule: References,
+    config: AttackConfig,
+    names: Sequence[str] = BY_QUERIES,
+    progress: bool = False,
+) -> list[dict[str, Any]]:
+    """The figures of LiRA with the first 1, 2, 18 and 162 views, and with all that `config` uses.
+
+    Args:
+        score_set: φ of Q views; numbers of views above Q are left out.
+        rule: by which targets get their references.
+        config: of the attack; its `queries`, or Q, is the largest number of views.
+        names: which of LiRA's variants; those it does not know are passed over.
+        progress: show a progress bar, if standard error is a terminal.
+
+    Returns:
+        One entry per number of views and variant: queries, name and `evaluation.figures`.
+    """
+    largest = config.queries or score_set.scores.shape[2]
+    entries = []
+    for queries in _bar(sorted({q for q in QUERIES if q < largest} | {largest}), "views", progress):
+        chosen = dataclasses.replace(config, queries=queries)
+        scores = lira.attack(score_set, rule, chosen)
+        entries += [
+            {
+                "queries": queries,
+                "name": name,
+                **evaluation.figures(
+                    scores[name], score_set.keep, rule.fold, replicates=REPLICATES
+                ),
+            }
+            for name in names
+            if name in scores
+        ]
+    return entries
+
+
+def by_models(
+    score_set: ScoreSet,
+    rule: References,
+    config: AttackConfig,
+    names: Sequence[str] = BY_MODELS,
+    progress: bool = False,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The figures of LiRA with fewer shadow models.
+
+    For each M of `levels`, the run's models are cut into as many disjoint groups of M as there are;
+    each is attacked as a run of its own, every model once as target with references from its group,
+    and the targets of all groups are pooled. So a small M costs no targets: its figures rest on as
+    many decisions as those of the whole run.
+
+    Args:
+        score_set: φ of N models.
+        rule: of the whole run; no group cuts its blocks.
+        config: of the attack.
+        names: which of LiRA's variants; those it does not know are passed over.
+        progress: show a progress bar, if standard error is a terminal.
+
+    Returns:
+        One entry per M and variant: models (M), targets, name and `evaluation.figures`; and one per
+        M for which some group leaves an example without references: models, reason.
+    """
+    models = score_set.keep.shape[0]
+    block = rule.fold if rule.order is None else None
+    entries, skipped = [], []
+    for size in _bar(levels(models, rule), "models", progress):
+        starts = range(0, models - size + 1, size)
+        try:
+            parts = [_group(score_set, start, size, block, config, names) for start in starts]
+        except InputError as error:
+            skipped.append({"models": size, "reason": str(error)})
+            continue
+        targets = size * len(starts)
+        entries += [
+            {
+                "models": size,
+                "targets": targets,
+                "name": name,
+                **evaluation.figures(
+                    np.concatenate([part[name] for part in parts]),
+                    score_set.keep[:targets],
+                    rule.fold,
+                    replicates=REPLICATES,
+                ),
+            }
+            for name in names
+            if name in parts[0]
+        ]
+    return entries, skipped
+
+
+def levels(models: int, rule: References) -> list[int]:
+    """Numbers of shadow models to compare: 2 blocks (4 models without), doubled up to N; and N."""
+    least = 2 * rule.fold if rule.order is None else 4
+    sizes = {models}
+    while least < models:
+        sizes.add(least)
+        least *= 2
+    return sorted(sizes)
+
+
+def _group(
+    score_set: ScoreSet,
+    start: int,
+    size: int,
+    block: int | None,
+    config: AttackConfig,
+    names: Sequence[str],
+) -> Mapping[str, Float[np.ndarray, "M E"]]:
+    """LiRA on the models start … start + size − 1 alone."""
+    group = slice(start, start + size)
+    part = ScoreSet(score_set.scores[group], score_set.keep[group], block, score_set.source)
+    scores = lira.attack(part, find(part), config)
+    return {name: scores[name] for name in names if name in scores}
+
+
+def _bar(sizes: Sequence[int], what: str, progress: bool) -> tqdm:
+    return tqdm(sizes, desc=what, leave=False, disable=None if progress else True)

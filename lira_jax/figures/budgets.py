@@ -1,0 +1,125 @@
+"""What the attack gains by more shadow models and more views (figures 9 and 17), and accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from lira_jax.evaluation import FPRS
+from lira_jax.figures.findings import Findings, is_few, rate_text, telling_fpr
+from lira_jax.figures.style import IN, OUT, Drawing, Missing, figure, plain, rendered, style_of
+
+_FILLED = "Filled: at least ten false positives are expected behind the rate; hollow: fewer."
+
+
+def every(findings: Findings) -> list[Drawing | Missing]:
+    """All budget figures of one run."""
+    return [
+        _budget(
+            findings, "by_models", "models", "by_models", "Figures 9 and 17",
+            "More shadow models", "Shadow models",
+            "TPR where the run's models are cut into groups of so many, each is attacked as a run "
+            "of its own, and all targets are pooled.",
+        ),
+        _budget(
+            findings, "by_queries", "queries", "by_queries", "", "More views of each example",
+            "Views (queries)", "TPR with the first so many views of each example.",
+        ),
+        _accuracy(findings),
+    ]  # fmt: skip
+
+
+def _budget(
+    findings: Findings,
+    field: str,
+    by: str,
+    name: str,
+    paper: str,
+    title: str,
+    xlabel: str,
+    caption: str,
+) -> Drawing | Missing:
+    entries = findings.metrics.get(field) or ()
+    if len({entry[by] for entry in entries}) < 2:
+        reason = f"fewer than two numbers of {'views' if by == 'queries' else 'shadow models'}"
+        return Missing(name, paper, title, f"the run allows {reason}")
+    key = telling_fpr(findings.metrics) or "0.01"
+    names = list(dict.fromkeys(entry["name"] for entry in entries))
+    with figure(2.0 + 0.13 * (len(names) // 2 + 1)) as made:
+        axes = made.add_subplot()
+        for place, attack in enumerate(names):
+            mine = sorted((e for e in entries if e["name"] == attack), key=lambda e: int(e[by]))
+            _with_intervals(axes, mine, by, key, attack, 1 + 0.02 * (place - (len(names) - 1) / 2))
+        axes.axhline(100 * FPRS[key], color="0.6", linestyle=(0, (4, 3)), linewidth=0.8, zorder=1)
+        ticks = sorted({int(entry[by]) for entry in entries})
+        axes.set_xscale("log")
+        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.minorticks_off()
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(f"TPR at {rate_text(key)} FPR [%]")
+        axes.set_ylim(bottom=0)
+        axes.grid(linewidth=0.3, color="0.9")
+        axes.set_axisbelow(True)
+        handles = [
+            Line2D([], [], color=colour, linestyle=line, marker="o", markersize=3)
+            for colour, line in map(style_of, names)
+        ]
+        handles.append(Line2D([], [], color="0.6", linestyle=(0, (4, 3)), linewidth=0.8))
+        made.legend(
+            handles,
+            [*map(plain, names), "chance"],
+            loc="outside lower center",
+            ncols=2,
+            handlelength=2.6,
+        )
+        pictures = rendered(made)
+    return Drawing(name, paper, title, f"{caption} Bars: 95 % intervals. {_FILLED}", **pictures)
+
+
+def _with_intervals(
+    axes: Axes,
+    entries: Sequence[Mapping[str, Any]],
+    by: str,
+    key: str,
+    attack: str,
+    factor: float,
+) -> None:
+    colour, line = style_of(attack)
+    x = np.array([int(entry[by]) for entry in entries]) * factor
+    y = np.array([100 * entry["tpr_at_fpr"][key] for entry in entries])
+    axes.plot(x, y, color=colour, linestyle=line)
+    for place, entry in zip(zip(x, y, strict=True), entries, strict=True):
+        interval = (entry.get("tpr_at_fpr_ci") or {}).get(key)
+        if interval is not None:
+            axes.vlines(place[0], 100 * interval[0], 100 * interval[1], color=colour, linewidth=0.8)
+        face = "white" if is_few(entry, key) else colour
+        axes.plot(*place, "o", markersize=3.2, color=colour, markerfacecolor=face)
+
+
+def _accuracy(findings: Findings) -> Drawing | Missing:
+    name, title = "accuracy", "Accuracy of every model"
+    accuracy = findings.metrics.get("accuracy")
+    if not accuracy:
+        return Missing(name, "", title, "accuracy needs logits and labels, which are not there")
+    with figure(1.5) as made:
+        axes = made.add_subplot()
+        for row, (side, colour) in enumerate((("nonmember", OUT), ("member", IN))):
+            values = np.array([100 * entry[side] for entry in accuracy])
+            # Spread a little, the same every time, so that equal values can be told apart.
+            jitter = np.random.default_rng(0).uniform(-0.22, 0.22, values.size)
+            axes.plot(values, row + jitter, "o", color=colour, markersize=2.5, alpha=0.6)
+            mean = float(values.mean())
+            axes.plot([mean, mean], [row - 0.35, row + 0.35], color="0.1", linewidth=1.2)
+            axes.annotate(f"{mean:.2f}", (mean, row + 0.36), ha="center", va="bottom", fontsize=6)
+        axes.set_yticks([0, 1], ["held out", "trained on"])
+        axes.set_ylim(-0.5, 1.75)
+        axes.set_xlabel("Accuracy [%]")
+        axes.grid(axis="x", linewidth=0.3, color="0.9")
+        axes.set_axisbelow(True)
+        pictures = rendered(made)
+    caption = "Each point is one model: its accuracy on what it trained on, and on the rest."
+    return Drawing(name, "", title, caption + " Lines: means.", **pictures)

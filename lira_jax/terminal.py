@@ -1,0 +1,77 @@
+"""What the attack stage shows in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lira_jax.evaluation import FEW_FALSE_POSITIVES, FPRS
+from lira_jax.tables import fpr_text, percent
+
+
+def summary(metrics: Mapping[str, Any], out: Path) -> str:
+    """What the terminal shows: every attack in percent with 95 % intervals, rule and files.
+
+    Args:
+        metrics: from `attack`.
+        out: where `attack` wrote.
+    """
+    heads = [
+        "attack",
+        "AUC",
+        "bal. acc.",
+        *(f"{'TPR ' * (FPRS[key] >= 1e-3)}@{fpr_text(key)}" for key in FPRS),
+    ]
+    rows = [heads]
+    for entry in metrics["attacks"]:
+        row = [
+            entry["name"],
+            _cell(entry["auc"], entry["auc_ci"]),
+            _cell(entry["balanced_accuracy"], None),
+        ]
+        for key in FPRS:
+            # Two columns of intervals fit a terminal; metrics.json and table.csv have them all.
+            interval = entry["tpr_at_fpr_ci"][key] if FPRS[key] >= 1e-3 else None
+            few = entry["few_false_positives"][key]
+            row.append(_cell(entry["tpr_at_fpr"][key], interval, few))
+        rows.append(row)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+             for row in rows]  # fmt: skip
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    lines.append("")
+    lines.append(f"Percent (95 % interval). {_setting(metrics)}")
+    lines.append(f"Rule: {metrics['rule']}.")
+    if any("*" in line for line in lines):
+        lines.append(
+            f"* fewer than {FEW_FALSE_POSITIVES} expected false positives behind this rate"
+        )
+    for entry in metrics["not_run"]:
+        lines.append(f"Not run: {entry['name']}, which {entry['reason']}.")
+    if metrics["null_check"] is not None:
+        lines.append(_null(metrics["null_check"]))
+    lines.append(f"Written to {out}: report.html, metrics.json, table.csv, figures/, …")
+    return "\n".join(lines)
+
+
+def _setting(metrics: Mapping[str, Any]) -> str:
+    counts = metrics["references"]
+    targets = metrics["attacks"][0]["targets"]
+    return (
+        f"{metrics['models']} models, {metrics['examples']:,} examples, "
+        f"{metrics['queries']} view{'s' * (metrics['queries'] > 1)}; "
+        f"{targets} target{'s' * (targets > 1)}; "
+        f"{counts['in']} IN and {counts['out']} OUT references."
+    )
+
+
+def _cell(value: float, interval: Sequence[float] | None, few: bool = False) -> str:
+    text = percent(value) + "*" * few
+    return text if interval is None else f"{text} ({percent(interval[0])}–{percent(interval[1])})"
+
+
+def _null(check: Mapping[str, Any]) -> str:
+    off = [entry["name"] for entry in check["attacks"] if not entry["ok"]]
+    verdict = "every attack at chance" if check["ok"] else f"NOT at chance: {', '.join(off)}"
+    return f"Null check, {check['draws']} draws without leakage: {verdict}."

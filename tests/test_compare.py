@@ -1,0 +1,187 @@
+"""Runs beside each other: one table, two figures, and refusals of one line."""
+
+from __future__ import annotations
+
+import csv
+import json
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from lira_jax import config
+from lira_jax.compare import compare
+from tests import synthetic_findings
+from tests.conftest import refusal
+
+GRIDS = sorted((Path(__file__).resolve().parents[1] / "configs/grids").glob("*.toml"))
+FILES = ["accuracy.pdf", "accuracy.png", "compare.csv", "compare.md", "compare.tex", "roc.pdf",
+         "roc.png"]  # fmt: skip
+
+
+@cache
+def small(leak):
+    return synthetic_findings.findings(leak, 4, 80, names=["yeom", "lira-online-shrinkage"])
+
+
+def write_run(run, leak=1.0, results="attack", **changes):
+    """A run directory with attack results of schema 2; keyword arguments replace metrics."""
+    findings = small(leak)
+    metrics = findings.metrics | changes
+    folder = run / results
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    arrays = {
+        f"{name}.{rate}": getattr(curve.roc, rate)
+        for name, curve in findings.curves.items()
+        for rate in ("fpr", "tpr")
+    }
+    np.savez(folder / "roc.npz", **arrays)
+    return metrics
+
+
+def settings(**changes):
+    names = {"arch": "network.arch", "width": "network.width", "group": "train.group"}
+    flat = config.flatten(config.Experiment())
+    return flat | {names[key]: value for key, value in changes.items()}
+
+
+@pytest.fixture
+def two(tmp_path):
+    first = write_run(tmp_path / "small", 0.3, settings=settings(arch="convnet", group=1))
+    second = write_run(tmp_path / "large_$x$", 1.5, settings=settings(arch="resnet", group=2))
+    return tmp_path / "small", tmp_path / "large_$x$", first, second
+
+
+def rows(out):
+    with (out / "compare.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_writes_table_and_figures_the_same_twice(two, tmp_path):
+    for out in ("one", "two"):
+        text = compare(two[:2], tmp_path / out)
+        assert sorted(path.name for path in (tmp_path / out).iterdir()) == FILES
+        assert text.endswith(f"Written to {tmp_path / out}: compare.csv, compare.md, compare.tex, "
+                             "accuracy.pdf, accuracy.png, roc.pdf, roc.png")  # fmt: skip
+    for name in FILES:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_the_table_holds_the_figures_of_each_run_and_the_settings_that_differ(two, tmp_path):
+    compare(two[:2], tmp_path / "out")
+    found = rows(tmp_path / "out")
+    assert [row["run"] for row in found] == ["small", "large_$x$"]
+    assert [row["network.arch"] for row in found] == ["convnet", "resnet"]
+    assert not {"network.width", "train.group"} & set(found[0])
+    for row, metrics in zip(found, two[2:], strict=True):
+        entry = next(one for one in metrics["attacks"] if one["name"] == "lira-online-shrinkage")
+        assert float(row["auc"]) == entry["auc"]
+        assert float(row["tpr_at_fpr_0.01_hi"]) == entry["tpr_at_fpr_ci"]["0.01"][1]
+        assert row["few_false_positives_0.001"] == "True"
+        others = np.array([one["nonmember"] for one in metrics["accuracy"]])
+        low, high = stats.t.interval(0.95, 3, others.mean(), stats.sem(others))
+        assert float(row["accuracy"]) == pytest.approx(others.mean())
+        assert float(row["accuracy_lo"]) == pytest.approx(low)
+        assert float(row["accuracy_hi"]) == pytest.approx(high)
+        members = np.mean([one["member"] for one in metrics["accuracy"]])
+        assert float(row["gap"]) == pytest.approx(members - others.mean())
+    assert r"large\_\$x\$" in (tmp_path / "out/compare.md").read_text()
+    assert r"large\_\$x\$" in (tmp_path / "out/compare.tex").read_text()
+
+
+def test_settings_are_read_from_the_run_where_the_results_hold_none(tmp_path):
+    for name, width in (("a", 16), ("b", 32)):
+        write_run(tmp_path / name, settings=None)
+        experiment = config.Experiment(network=config.NetworkConfig(width=width))
+        (tmp_path / name / "config.toml").write_text(config.to_toml(experiment, {}))
+    compare([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+    assert [row["network.width"] for row in rows(tmp_path / "out")] == ["16", "32"]
+
+
+def test_folders_of_results_are_compared_too_and_named_by_their_run(tmp_path):
+    for name in ("a", "b"):
+        write_run(tmp_path / name)
+    compare([tmp_path / "a/attack", tmp_path / "b"], tmp_path / "out")
+    assert [row["run"] for row in rows(tmp_path / "out")] == ["a", "b"]
+
+
+def test_without_accuracy_the_figure_of_it_is_not_drawn_and_the_text_says_so(tmp_path):
+    for name in ("a", "b"):
+        write_run(tmp_path / name, accuracy=None, settings=None)
+    text = compare([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+    assert not list((tmp_path / "out").glob("accuracy.*"))
+    assert "No run knows its accuracy" in text
+    assert rows(tmp_path / "out")[0]["gap"] == ""
+
+
+def test_refuses_a_run_without_results_with_the_command_that_makes_them(two, tmp_path):
+    (tmp_path / "bare").mkdir()
+    message = refusal(tmp_path, lambda: compare([two[0], tmp_path / "bare"], tmp_path / "out"))
+    assert "no attack results" in message
+    assert message.endswith(f"python attack.py --run {tmp_path / 'bare'}")
+
+
+def test_refuses_fewer_than_two_runs_and_one_given_twice(two, tmp_path):
+    assert "two or more" in refusal(tmp_path, lambda: compare(two[:1], tmp_path / "out"))
+    same = [two[0], two[0] / "../small"]
+    assert "given twice" in refusal(tmp_path, lambda: compare(same, tmp_path / "out"))
+
+
+def test_refuses_two_runs_of_one_name(two, tmp_path):
+    write_run(tmp_path / "other/small")
+    runs = [two[0], tmp_path / "other/small"]
+    assert "both called 'small'" in refusal(tmp_path, lambda: compare(runs, tmp_path / "out"))
+
+
+def test_refuses_results_of_another_schema(two, tmp_path):
+    write_run(tmp_path / "old", schema=1)
+    message = refusal(tmp_path, lambda: compare([two[0], tmp_path / "old"], tmp_path / "out"))
+    assert "schema 1, not 2" in message
+
+
+def test_refuses_results_without_the_attack_that_is_compared(two, tmp_path):
+    write_run(tmp_path / "other", attacks=[])
+    message = refusal(tmp_path, lambda: compare([two[0], tmp_path / "other"], tmp_path / "out"))
+    assert "no attack lira-online-shrinkage" in message
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"schema": 2}', '{"schema": 2, "attacks": 3}', "\0"])
+def test_refuses_damaged_results(two, tmp_path, text):
+    (two[1] / "attack/metrics.json").write_text(text)
+    message = refusal(tmp_path, lambda: compare(two[:2], tmp_path / "out"))
+    assert "metrics.json" in message
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\3\4broken", b"\x93NUMPY"])
+def test_refuses_damaged_curves(two, tmp_path, content):
+    (two[1] / "attack/roc.npz").write_bytes(content)
+    message = refusal(tmp_path, lambda: compare(two[:2], tmp_path / "out"))
+    assert "roc.npz: missing, damaged, or without lira-online-shrinkage" in message
+
+
+@pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
+def test_every_cell_of_the_grids_loads_and_names_itself_in_its_commands(path):
+    experiment = config.check(config.load(path))
+    assert experiment.train.models == 16
+    grid, _, cell = path.stem.partition("_")
+    header = path.read_text().split("seed =")[0]
+    assert cell in header.split("for cell in ")[1].split(";")[0].split()
+    assert f"configs/grids/{grid}_$cell.toml" in header
+
+
+def test_cells_of_a_grid_differ_only_in_what_it_is_about():
+    about = {
+        "architecture": {"network.arch", "network.depth", "network.width"},
+        "augmentation": {"train.mirror", "train.shift", "train.cutout"},
+        "optimizer": {"train.optimizer", "train.learning_rate"},
+    }
+    for grid, fields in about.items():
+        cells = [config.load(path) for path in GRIDS if path.stem.startswith(grid)]
+        assert len(cells) >= 3
+        for cell in cells[1:]:
+            changed = {name for name, _, _ in config.differences(cells[0], cell)}
+            assert changed
+            assert changed <= fields
