@@ -151,14 +151,17 @@ def analyse(
     Raises:
         InputError: as `attack`.
     """
-    rule = _checked(score_set, config)
+    check(score_set, config.queries)
+    rule = references.find(score_set)
     chosen = families(config)
     if out is not None:
         attack_files.prepare(out)
     models, examples, views = score_set.scores.shape
     canary = np.zeros(examples, bool) if score_set.canary is None else score_set.canary
-    natural = of_examples(score_set, ~canary)
-    natural_rule = references.find(natural)
+    natural, natural_rule = score_set, rule
+    if canary.any():
+        natural = of_examples(score_set, ~canary)
+        natural_rule = references.find(natural)
     member, inserted = natural.keep, score_set.keep[:, canary]
     bar = tqdm(total=len(chosen) + 4, leave=False, disable=None if progress else True)
 
@@ -196,7 +199,7 @@ def analyse(
     bar.update()
     bar.set_description("other statistics")
     statistics = statistic_curves(natural, natural_rule, config)
-    exposure = vulnerability.exposure(score_set, rule, kept[EXPOSURE], config)
+    exposure = vulnerability.exposure(score_set, kept[EXPOSURE], config)
     # The attack was chosen among all by its result on these targets.
     bound = {"attack": strongest} | epsilon.lower_bound(
         kept[strongest][:, ~canary], member, candidates=len(entries)
@@ -249,6 +252,7 @@ def analyse(
         statistics=statistics,
         vulnerability=exposure,
         images=about.images,
+        no_images=about.no_images,
         classes=about.classes,
     )
 
@@ -265,8 +269,7 @@ def analyse_as_reference_code(
 
     Args, Raises: as for `analyse`.
     """
-    check(score_set)
-    _check_queries(score_set, config)
+    check(score_set, config.queries)
     models, examples, views = score_set.scores.shape
     count_in, count_out = reference_code.list_lengths(score_set)
     if out is not None:
@@ -339,21 +342,6 @@ def _guarded(own: Callable[..., Any], where: str) -> Attack:
         return arrays
 
     return attack
-
-
-def _checked(score_set: ScoreSet, config: AttackConfig) -> References:
-    check(score_set)
-    _check_queries(score_set, config)
-    return references.find(score_set)
-
-
-def _check_queries(score_set: ScoreSet, config: AttackConfig) -> None:
-    views = score_set.scores.shape[2]
-    if config.queries > views:
-        raise InputError(
-            f"attack.queries = {config.queries}: {score_set.source} holds {views} views; "
-            f"give at most {views}, or 0 for all"
-        )
 
 
 def _lacking(family: Family, score_set: ScoreSet) -> list[str]:

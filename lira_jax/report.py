@@ -464,6 +464,8 @@ def _exposed(findings: Findings, drawn: Mapping[str, Drawing]) -> str:
     )
     most, least = exposed.order[:SHOWN], exposed.order[::-1][:SHOWN]
     if findings.images is None:
+        if findings.no_images:
+            words += f"<p>No images are drawn: {_text(findings.no_images)}.</p>"
         return words + _table(_exposed_table(findings, exposed, 2 * SHOWN)) + scores
     total = exposed.order.size
     return (

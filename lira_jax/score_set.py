@@ -204,16 +204,21 @@ def _as_block(block: np.ndarray, source: str) -> int:
     return int(block)
 
 
-def check(score_set: ScoreSet) -> ScoreSet:
+def check(score_set: ScoreSet, queries: int = 0) -> ScoreSet:
     """Refuse arrays that no attack could use; return the score set unchanged.
 
     Whether the masks give every target its references depends on the protocol, so that is checked
     where references are chosen (`attacks/references.py`).
 
+    Args:
+        score_set: to look at.
+        queries: views that are to be used (`attack.queries`); 0: all there are.
+
     Raises:
-        InputError: wrong dimensions, shapes that do not fit each other, a wrong type, a score that
-            is NaN or infinite, a model with all or no examples, a label outside the classes, a
-            Merlin share outside [0, 1], a gradient norm that is negative or not finite.
+        InputError: wrong dimensions, shapes that do not fit each other, a wrong type, more views
+            asked for than there are, a score that is NaN or infinite, a model with all or no
+            examples, a label outside the classes, a Merlin share outside [0, 1], a gradient norm
+            that is negative or not finite.
     """
     source, scores, keep = score_set.source, score_set.scores, score_set.keep
     if scores.ndim != 3:
@@ -225,16 +230,21 @@ def check(score_set: ScoreSet) -> ScoreSet:
         raise InputError(f"{source}: `scores` is {scores.dtype}; save floating-point numbers")
     if keep.dtype != np.bool_:
         raise InputError(f"{source}: `keep` is {keep.dtype}; save booleans")
-    models, examples, queries = scores.shape
+    models, examples, views = scores.shape
     if keep.shape != (models, examples):
         raise InputError(
             f"{source}: `keep` has shape {keep.shape}, `scores` {scores.shape}; "
             f"`keep` must be ({models}, {examples})"
         )
-    if models < 2 or examples < 2 or queries < 1:
+    if models < 2 or examples < 2 or views < 1:
         raise InputError(
             f"{source}: `scores` has shape {scores.shape}; "
             "give at least 2 models, 2 examples and 1 view"
+        )
+    if queries > views:
+        raise InputError(
+            f"attack.queries = {queries}: {source} holds {views} views; "
+            f"give at most {views}, or 0 for all"
         )
     _check_labels(score_set)
     _check_optional(score_set)

@@ -189,15 +189,10 @@ def audit(
         InputError: see `score_set.check`, `references.find` and `read_target`; a rate outside
             (0, 1); more views asked for than there are.
     """
-    check(score_set)
+    check(score_set, config.queries)
     if not 0 < fpr < 1:
         raise InputError(f"a false-positive rate of {fpr}: give a share above 0 and below 1")
-    models, _, views = score_set.scores.shape
-    if config.queries > views:
-        raise InputError(
-            f"attack.queries = {config.queries}: {score_set.source} holds {views} views; "
-            f"give at most {views}, or 0 for all"
-        )
+    models = score_set.scores.shape[0]
     target = check_target(target, score_set, config.queries)
     rule = references.find(score_set)
 

@@ -352,3 +352,8 @@ def test_looks_right_in_a_browser_narrow_and_wide(tmp_path):
         assert one["images"] == text.count("<img ")
         assert one["headings"][0].startswith("Membership inference")
         assert {"All attacks", "Null check", "Settings and versions"} <= set(one["headings"])
+
+
+def test_a_report_without_images_says_why():
+    found = dataclasses.replace(findings(images=False), no_images="the data have moved <away>")
+    assert "No images are drawn: the data have moved <away>." in Page(write_report(found, ())).text

@@ -60,7 +60,8 @@ class Findings:
         statistics: by title, the online attack on other statistics than φ (`statistic_curves`);
             empty where it was not run.
         vulnerability: per example; None where only one model was attacked.
-        images: the examples, uint8; None where the scores came without them.
+        images: the examples, uint8; None where there are none to draw.
+        no_images: why there are none; empty if nothing is to be said of it.
         classes: names of the classes, untrusted text; None where unknown.
     """
 
@@ -70,6 +71,7 @@ class Findings:
     statistics: Mapping[str, Roc]
     vulnerability: Vulnerability | None = None
     images: UInt8[np.ndarray, "E H W C"] | None = None
+    no_images: str = ""
     classes: tuple[str, ...] | None = None
 
 
