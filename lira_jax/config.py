@@ -31,7 +31,9 @@ class DataConfig:
             of `name`: `cifar-10-binary.tar.gz`, `cifar-100-binary.tar.gz`, a folder of Parquet
             files (Hugging Face image layout), or an `.npz` with x_train, y_train, x_test, y_test.
             Empty: use `name`.
-        limit: Take the first this many training images [images]; 0 takes all.
+        skip: Leave the first this many training images out [images], as when another run, from
+            which weights are transferred, was trained on these.
+        limit: Of the others, take the first this many training images [images]; 0 takes all.
         canaries: Points to insert at the end of the examples, each in the training set of some
             models like any other; attacks on them are reported apart [images].
         canary_kind: `mislabelled`: images with a wrong label, drawn from the test split if it has
@@ -42,6 +44,7 @@ class DataConfig:
 
     name: str = "digits"
     path: str = ""
+    skip: int = 0
     limit: int = 0
     canaries: int = 0
     canary_kind: Literal["mislabelled", "noise"] = "mislabelled"
@@ -58,11 +61,14 @@ class NetworkConfig:
             convnet and speed_net ignore it [layers].
         width: resnet, convnet and speed_net: filters of the first convolution (16, 32, 64);
             wide_resnet: widening factor k (1, 2, 10).
+        norm: Normalisation of resnet, wide_resnet and speed_net: `batch`, or `group`, whose
+            statistics are of one image alone, as DP-SGD needs; convnet has none.
     """
 
     arch: str = "resnet"
     depth: int = 8
     width: int = 16
+    norm: Literal["batch", "group"] = "batch"
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,39 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class DefenceConfig:
+    """Defences in training, which combine freely. L2 is train.weight_decay, augmentation is
+    train.mirror, train.shift and train.cutout, and MemGuard, a defence at serving time, is
+    score.memguard.
+
+    Attributes:
+        dropout: Share of the last layer's inputs that each training step drops, in [0, 1).
+        l1: L1 penalty l1 · ‖w‖₁ on convolution and dense kernels.
+        early_stopping: Stop a model after this many epochs without a better accuracy on held-out
+            images, and keep the weights of its best epoch [epochs]; 0 trains to the end.
+        transfer_from: Run directory whose model 0 gives every model its initial weights, but for
+            the last layer; empty for random ones.
+        transfer_tune: With transfer_from, train `all` layers, or the `last` alone.
+        adversarial: Adversarial regularisation: weight λ of the gain of an inference network that
+            is trained along to tell members from held-out images; 0 turns it off.
+        dp_clip: DP-SGD: L2 norm to which each example's gradient is clipped; 0 turns DP-SGD off.
+        dp_noise: DP-SGD: standard deviation of the noise on the sum of clipped gradients, in
+            units of dp_clip.
+        dp_delta: DP-SGD: δ for which ε is reported.
+    """
+
+    dropout: float = 0.0
+    l1: float = 0.0
+    early_stopping: int = 0
+    transfer_from: str = ""
+    transfer_tune: Literal["all", "last"] = "all"
+    adversarial: float = 0.0
+    dp_clip: float = 0.0
+    dp_noise: float = 0.0
+    dp_delta: float = 1e-5
+
+
+@dataclass(frozen=True)
 class ScoreConfig:
     """Inference of every model on every example.
 
@@ -137,6 +176,8 @@ class ScoreConfig:
             the 0.01 of images in [0, 1], or 2.55 of 255.
         gradient_norm: Also compute the norm of each example's loss gradient by all weights, which
             an attacker needs the weights for.
+        memguard: Scores as a model guarded by MemGuard in its strongest form gives them: 1/K +
+            0.001 for the predicted class, the rest even among the others. Labels are the same.
     """
 
     views: Literal[1, 2, 18, 162] = 18
@@ -144,6 +185,52 @@ class ScoreConfig:
     noisy_queries: int = 0
     noise: float = 0.02
     gradient_norm: bool = False
+    memguard: bool = False
+
+
+@dataclass(frozen=True)
+class LabelOnlyConfig:
+    """Queries of live models that answer with a label alone: `score.py --label-only`.
+
+    Lists are text with commas; models may be ranges, such as `0, 2-5`. An empty list makes nothing.
+    Distances and noise are in units of images in [0, 1], half those of the network's input.
+
+    Attributes:
+        sources: Source models, on which the attacker tunes every threshold [models].
+        targets: Models to attack; empty: all that share no block with a source model [models].
+        examples: Ask about the first this many examples [examples]; 0 asks about all.
+        rotations: Angles r; for each, the views rotated by −r and r are asked for [degrees].
+        translations: Distances d; for each, the 4d views shifted by (i, j), |i| + |j| = d, are
+            asked for [pixels].
+        noise: Standard deviations of Gaussian noise [images in [0, 1]].
+        flips: Probabilities of flipping each feature, for images of two values only.
+        copies: Noisy copies of each example, for each of `noise` and `flips` [copies].
+        budget: Label queries for each example's distance to the decision boundary, by HopSkipJump
+            [queries]; 0 for none.
+        boundary_examples: Ask for distances of the first this many examples only [examples]; 0: as
+            many as `examples`.
+        combined: Distance d of the translated copies whose distances to the boundary are asked for
+            too [pixels]; 0 for none.
+        combined_budget: Label queries for each of these copies [queries].
+        carlini_wagner: Gradient steps of the white-box attack by Carlini and Wagner [steps]; 0 for
+            none.
+        features: Also keep the last layer's inputs under the source models, which tell outliers.
+    """
+
+    sources: str = "0"
+    targets: str = ""
+    examples: int = 0
+    rotations: str = "1, 4, 8"
+    translations: str = "1, 2"
+    noise: str = "0.02, 0.05, 0.1"
+    flips: str = ""
+    copies: int = 50
+    budget: int = 2500
+    boundary_examples: int = 0
+    combined: int = 0
+    combined_budget: int = 1000
+    carlini_wagner: int = 0
+    features: bool = True
 
 
 @dataclass(frozen=True)
@@ -178,7 +265,9 @@ class Experiment:
     data: DataConfig = field(default_factory=DataConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    defence: DefenceConfig = field(default_factory=DefenceConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
+    label_only: LabelOnlyConfig = field(default_factory=LabelOnlyConfig)
     attack: AttackConfig = field(default_factory=AttackConfig)
 
 
@@ -267,7 +356,7 @@ def _nearest(name: str) -> str:
     elsewhere = {key.rpartition(".")[2]: key for key in reversed(valid)}
     if not section:
         own |= {item.name: f"[{item.name}]" for item in dataclasses.fields(Experiment)[1:]}
-    for keys, likeness in ((elsewhere, 1.0), (own, 0.5), (elsewhere, 0.6)):
+    for keys, likeness in ((elsewhere, 1.0), (own, 0.5), (elsewhere, 0.7)):
         near = difflib.get_close_matches(word, keys, 1, likeness)
         if near:
             return f"did you mean `{keys[near[0]]}`?"
@@ -306,11 +395,16 @@ def check(experiment: Experiment) -> Experiment:
     """
     flat = flatten(experiment)
     minimum = {
-        "seed": 0, "data.limit": 0, "data.canaries": 0, "network.depth": 1, "network.width": 1,
+        "seed": 0, "data.skip": 0, "data.limit": 0, "data.canaries": 0, "network.depth": 1,
+        "network.width": 1,
         "train.models": 1, "train.epochs": 1, "train.batch_size": 1, "train.weight_decay": 0,
         "train.shift": 0, "train.cutout": 0, "train.eval_examples": 1,
         "train.checkpoint_minutes": 0, "train.group": 0, "train.width": 0, "score.batch_size": 0,
-        "score.noisy_queries": 0, "attack.queries": 0,
+        "score.noisy_queries": 0, "attack.queries": 0, "defence.l1": 0, "defence.early_stopping": 0,
+        "defence.adversarial": 0, "defence.dp_clip": 0, "defence.dp_noise": 0,
+        "label_only.examples": 0, "label_only.copies": 1, "label_only.budget": 0,
+        "label_only.boundary_examples": 0, "label_only.combined": 0,
+        "label_only.combined_budget": 0, "label_only.carlini_wagner": 0,
     }  # fmt: skip
     for name, least in minimum.items():
         if not flat[name] >= least:
@@ -323,7 +417,7 @@ def check(experiment: Experiment) -> Experiment:
             raise InputError(f"{name} = {value}: must be a finite number")
         if isinstance(value, str) and ("\0" in value or not _is_unicode(value)):
             raise InputError(f"{name} = {value!r}: must be Unicode text without NUL characters")
-    for name in ("train.ema", "train.momentum", "train.label_smoothing"):
+    for name in ("train.ema", "train.momentum", "train.label_smoothing", "defence.dropout"):
         if not 0 <= flat[name] < 1:
             raise InputError(f"{name} = {flat[name]}: must be at least 0 and below 1")
     for name in ("train.learning_rate", "score.noise"):
@@ -373,7 +467,8 @@ def _toml_value(value: Any) -> str:
 
 
 def differences(old: Experiment, new: Experiment) -> list[tuple[str, Any, Any]]:
-    """Fields of seed, data, network and train in which two experiments would train differently."""
+    """Fields in which two experiments would train differently: of seed, data, network, train and
+    defence."""
     before, after = flatten(old), flatten(new)
     return [
         (name, before[name], after[name])
@@ -382,5 +477,5 @@ def differences(old: Experiment, new: Experiment) -> list[tuple[str, Any, Any]]:
         and not (name == "train.keep" and keep_fraction(before[name]) == keep_fraction(after[name]))
         and not (name == "data.canary_kind" and not before["data.canaries"])
         and name not in FREE_TO_CHANGE
-        and not name.startswith(("score.", "attack."))
+        and not name.startswith(("score.", "label_only.", "attack."))
     ]

@@ -118,11 +118,19 @@ def load(config: DataConfig, seed: int = 0) -> Dataset:
         arrays = _from_name(config.name)
     x_train, y_train, x_test, y_test, classes = _checked(arrays, where)
     beyond = x_train[:0], y_train[:0]
+    if config.skip:
+        if config.skip >= len(x_train):
+            raise InputError(
+                f"data.skip = {config.skip}: {where} has {len(x_train)} training images; "
+                "give fewer, so that some are left"
+            )
+        x_train, y_train = x_train[config.skip :], y_train[config.skip :]
     if config.limit:
         if config.limit > len(x_train):
             raise InputError(
-                f"data.limit = {config.limit}: {where} has {len(x_train)} training images; "
-                "give at most that many, or 0 for all"
+                f"data.limit = {config.limit}: {where} has {len(x_train)} training images"
+                + f" beyond the first {config.skip}" * bool(config.skip)
+                + "; give at most that many, or 0 for all"
             )
         beyond = x_train[config.limit :], y_train[config.limit :]
         x_train, y_train = x_train[: config.limit], y_train[: config.limit]

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -241,9 +242,9 @@ def test_help_explains_every_field_with_its_default_under_its_name_in_toml(call,
     code, out, err = call(train, "--help")
     assert (code, err) == (0, "")
     text = " ".join(re.sub(r"[│╭╰╮╯─]", " ", out).split())
-    entries = dict(re.findall(r" --([a-z_.]+) (.*?)(?= --[a-z]|$)", text))
+    entries = dict(re.findall(r" --([a-z0-9_.]+) (.*?)(?= --[a-z]|$)", text))
     for name, default in config.flatten(Experiment()).items():
-        shown = default if default != "" else "''"
+        shown = shlex.quote(default) if isinstance(default, str) else default
         explained, found, _ = entries[name].partition(f"(default: {shown})")
         assert found, (name, entries[name])
         assert len(explained.split()) > 4
@@ -280,7 +281,11 @@ def test_every_field_can_be_overridden(experiment_of, toml):
         "train.ema": 0.0, "train.momentum": 0.5, "train.label_smoothing": 0.5,
         "score.views": 162, "attack.centre": "median", "attack.extra": "a.b:c", "attack.fpr": 0.25,
             "data.canary_kind": "noise",
-        "data.name": "some name", "data.path": "a b/ü.npz",
+        "data.name": "some name", "data.path": "a b/ü.npz", "network.norm": "group",
+        "defence.dropout": 0.5, "defence.transfer_from": "a run", "defence.transfer_tune": "last",
+        "defence.dp_delta": 1e-6,
+        "label_only.sources": "1", "label_only.targets": "2-3", "label_only.rotations": "5",
+        "label_only.translations": "3", "label_only.noise": "0.5", "label_only.flips": "0.1",
     }  # fmt: skip
     other["train.keep"] = "1/3"
     words = []

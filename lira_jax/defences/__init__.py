@@ -1,0 +1,1 @@
+"""Defences in training, each a module, chosen and combined by `[defence]` in the configuration."""

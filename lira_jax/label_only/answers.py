@@ -1,0 +1,243 @@
+"""What is asked of live models for label-only attacks, and what they answered. No JAX.
+
+All of it lies in `RUN/label_only/`, made by `score.py --label-only`. Arrays have examples first,
+[E, N, …], since an example is finished under all models together, and are read as [N, E, …]:
+
+| file | what of each example and model | shape |
+|---|---|---|
+| `models.json` | `sources` and `targets`: numbers of the models asked, sources first | – |
+| `correct.npy` | is the image itself given its label? 0 or 1 | [E, N] |
+| `rotation.npy` | the same of each view: identity, then −r and r for each angle | [E, N, 1 + 2R] |
+| `translation.npy` | the same: identity, the 4d shifts of each distance d | [E, N, 1 + Σ 4d] |
+| `noise.npy` | share of noisy copies given the label, for each strength | [E, N, S] |
+| `flips.npy` | share of copies with flipped features given the label | [E, N, P] |
+| `boundary.npy` | distance reached within each number of queries | [E, N, C] |
+| `boundary_queries.npy` | label queries spent on it, exactly | [E, N] |
+| `combined.npy` | distance of each translated copy, identity first | [E, N, 1 + 4d] |
+| `carlini_wagner.npy` | distance found with gradients | [E, N] |
+| `features.npy` | the last layer's inputs, of source models | [E, N, F] |
+| `NAME.json` | the settings that each was made with, see SETTINGS | – |
+
+Distances are L2 norms in units of images in [0, 1]; 0 where the image itself is not given its
+label.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int32
+
+from lira_jax.config import LabelOnlyConfig
+from lira_jax.errors import InputError
+
+FOLDER = "label_only"
+MODELS = "models.json"
+# Distances are kept at those of these numbers of queries that lie below the budget, and at it.
+CHECKPOINTS = (100, 200, 400, 700, 1000, 1500, 2500, 5000, 10_000, 25_000)
+# What NAME.json holds for each array, beside the `examples` asked about (E).
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "correct": (),
+    "rotation": ("rotations",),
+    "translation": ("translations",),
+    "noise": ("noise", "copies"),
+    "flips": ("flips", "copies"),
+    "boundary": ("checkpoints",),
+    "combined": ("distance", "budget"),
+    "carlini_wagner": ("steps",),
+    "features": (),
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of which models and examples.
+
+    Attributes:
+        sources, targets: numbers of models.
+        examples: the first so many are asked about.
+        boundary_examples: of these, distances of the first so many.
+        rotations, noise, flips: the lists of the configuration.
+        translations: likewise.
+        checkpoints: numbers of queries after which the distance is kept, the budget last; empty for
+            no distances.
+    """
+
+    sources: tuple[int, ...]
+    targets: tuple[int, ...]
+    examples: int
+    boundary_examples: int
+    rotations: tuple[float, ...]
+    translations: tuple[int, ...]
+    noise: tuple[float, ...]
+    flips: tuple[float, ...]
+    checkpoints: tuple[int, ...]
+
+    @property
+    def models(self) -> tuple[int, ...]:
+        """All models asked, sources first."""
+        return self.sources + self.targets
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One array of answers and what it was made with.
+
+    Attributes:
+        values: [N, E, …], of the models asked and the first examples; a view of a memory map.
+        settings: by name, what NAME.json tells.
+    """
+
+    values: Float32[np.ndarray, "N E ..."]
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class LabelAnswers:
+    """Everything that the models of a run answered, as the attack stage takes it.
+
+    Attributes:
+        origin: the folder, for messages.
+        models: numbers of the models asked; the first `sources` are source models.
+        sources: how many.
+        block: models per block of the run; targets of one block are resampled together.
+        keep: who trained on what, bool [N, E], of the models asked, all examples of the run.
+        labels: true labels of all examples, int [E].
+        scores: φ of the image itself under the models asked, float [N, E], which no label-only
+            attack sees.
+        logits: likewise, float [N, E, K].
+        answers: by the names of files, those that are there.
+    """
+
+    origin: str
+    models: tuple[int, ...]
+    sources: int
+    block: int
+    keep: Bool[np.ndarray, "N E"]
+    labels: Int32[np.ndarray, " E"]
+    scores: Float32[np.ndarray, "N E"]
+    logits: Float32[np.ndarray, "N E K"]
+    answers: Mapping[str, Answers]
+
+
+def ask(config: LabelOnlyConfig, models: int, examples: int, block: int) -> Asked:
+    """Parse and check what a configuration asks of N models in blocks, on E examples.
+
+    Raises:
+        InputError: a list that is none, models or examples that the run does not have, a source
+            model among the targets or in a target's block, or strengths outside their range.
+    """
+    sources = _models("sources", config.sources, models)
+    if not sources:
+        raise InputError('label_only.sources = "": name at least one source model, such as "0"')
+    used = {n // block for n in sources}
+    targets = _models("targets", config.targets, models)
+    if not config.targets.strip():
+        targets = tuple(n for n in range(models) if n // block not in used)
+        if not targets:
+            raise InputError(
+                f'label_only.sources = "{config.sources}": leaves no target of {models} models, '
+                "since every block holds a source; name fewer sources or train more models"
+            )
+    both = sorted(set(sources) & set(targets))
+    if both:
+        raise InputError(
+            f"label_only.targets: model {both[0]} is a source model too; the attacker tunes on "
+            "sources, so name other targets"
+        )
+    beside = next((n for n in targets if n // block in used), None)
+    if beside is not None:
+        raise InputError(
+            f"label_only.targets: model {beside} is in the block of a source model, whose training "
+            f"set tells its own; name models of other blocks of {block}"
+        )
+    counts = {}
+    for name, most in (("examples", examples), ("boundary_examples", config.examples or examples)):
+        value = getattr(config, name)
+        if value > most:
+            raise InputError(f"label_only.{name} = {value}: there are only {most}")
+        counts[name] = value or most
+    checkpoints = (*(c for c in CHECKPOINTS if c < config.budget), config.budget)
+    return Asked(
+        sources=sources,
+        targets=targets,
+        examples=counts["examples"],
+        boundary_examples=counts["boundary_examples"],
+        rotations=_numbers("rotations", config.rotations, 0, 180, "degrees above 0, up to 180"),
+        translations=tuple(
+            int(d)
+            for d in _numbers("translations", config.translations, 0.5, 2**20, "whole pixels", True)
+        ),
+        noise=_numbers("noise", config.noise, 0, 100, "strengths above 0"),
+        flips=_numbers("flips", config.flips, 0, 1, "probabilities above 0, up to 1"),
+        checkpoints=checkpoints if config.budget else (),
+    )
+
+
+def _models(name: str, text: str, models: int) -> tuple[int, ...]:
+    """Numbers of models from text such as `0, 2-5`, each once, in the order given."""
+    found: list[int] = []
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        match = re.fullmatch(r"(\d+)(?:\s*[-–]\s*(\d+))?", part)
+        if not match:
+            raise InputError(
+                f'label_only.{name} = "{text}": give numbers of models such as "0, 2-5"'
+            )
+        first = int(match[1])
+        last = int(match[2] or first)
+        if not first <= last < models:
+            raise InputError(
+                f'label_only.{name} = "{text}": {part} is not among the models 0 to {models - 1}'
+            )
+        found += range(first, last + 1)
+    if len(set(found)) < len(found):
+        raise InputError(f'label_only.{name} = "{text}": names a model twice')
+    return tuple(found)
+
+
+def _numbers(
+    name: str, text: str, low: float, high: float, what: str, whole: bool = False
+) -> tuple[float, ...]:
+    """Ascending numbers from text such as `1, 4, 8`."""
+    try:
+        found = [float(part) for part in text.split(",")] if text.strip() else []
+    except ValueError:
+        found = [np.nan]
+    fits = all(low < value <= high and (not whole or value == int(value)) for value in found)
+    if not fits or len(set(found)) < len(found):
+        raise InputError(
+            f'label_only.{name} = "{text}": give different numbers separated by commas, {what}'
+        )
+    return tuple(sorted(found))
+
+
+def shifts(distance: int) -> list[tuple[int, int]]:
+    """The 4d shifts (i, j) with |i| + |j| = d, in order (LabelOnly, section 4.2)."""
+    span = range(-distance, distance + 1)
+    return [(i, j) for i in span for j in span if abs(i) + abs(j) == distance]
+
+
+def read_settings(folder: Path, name: str) -> dict[str, Any] | None:
+    """What NAME.json tells; None where there is none.
+
+    Raises:
+        InputError: damaged.
+    """
+    path = folder / f"{name}.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("no table")
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise InputError(
+            f"{path}: damaged ({error}); delete {folder} and ask again with score.py --label-only"
+        ) from None
+    return found
