@@ -12,9 +12,10 @@ import tyro
 
 from lira_jax import attacking, compare, config, public_layout, run_dir, score_set, target, terminal
 from lira_jax.attacking import About, Protocol
-from lira_jax.command_line import parse, run_stage, value_of
+from lira_jax.command_line import parse, run_stage, value_of, with_value
 from lira_jax.config import AttackConfig, Experiment
 from lira_jax.errors import InputError
+from lira_jax.label_only import answers
 from lira_jax.storage import as_path
 
 TEXT = (
@@ -40,6 +41,8 @@ class Arguments:
         protocol: `leave-block-out`: every model is a target, against the models outside its
             block. `reference-code`: as the public LiRA code evaluates, the last model the only
             target.
+        label_only: Insist on label-only attacks, which are run wherever `score.py --label-only` has
+            asked the models. The flag needs no value.
         null_check: Also send scores without any leakage through every attack, to see that each
             then guesses; the exit code is 1 if one does not.
     """
@@ -49,6 +52,7 @@ class Arguments:
     target: Path | None = None
     out: str | None = None
     protocol: Protocol = "leave-block-out"
+    label_only: bool = False
     null_check: bool = False
     attack: AttackConfig = field(default_factory=AttackConfig)
 
@@ -74,6 +78,7 @@ def main(arguments: Sequence[str]) -> None:
         chosen = parse(CompareArguments, None, text, arguments[1:])
         print(compare.compare([as_path(run) for run in chosen.runs], as_path(chosen.out)))
         return
+    arguments = with_value("--label_only", arguments)
     run = value_of("--run", arguments)
     experiment = run_dir.read_config(as_path(run)) if run is not None else Experiment()
     parsed = parse(Arguments, Arguments(attack=experiment.attack), TEXT, arguments)
@@ -91,17 +96,32 @@ def main(arguments: Sequence[str]) -> None:
         )
     if parsed.target is not None and parsed.null_check:
         raise InputError("--null_check: is of the run's own attacks; leave --target out")
+    if parsed.label_only and (
+        parsed.run is None or parsed.target is not None or parsed.protocol != "leave-block-out"
+    ):
+        raise InputError(
+            "--label-only: is of a run's own models by --protocol leave-block-out; give --run DIR, "
+            "and leave --scores, --target and other protocols out"
+        )
     out = as_path(parsed.out) if parsed.out else as_path(str(parsed.run)) / _folder(parsed)
-    about = About()
+    about, labels_of = About(), None
     if parsed.run is not None:
         found = run_dir.read_score_set(as_path(parsed.run))
         if parsed.target is None:
+            if parsed.protocol == "leave-block-out":
+                labels_of = answers.read(as_path(parsed.run), found)
             asked = dataclasses.replace(experiment, attack=parsed.attack)
             about = attacking.about_run(as_path(parsed.run), asked)
     elif public_layout.is_layout(Path(str(parsed.scores))):
         found = public_layout.read(Path(str(parsed.scores)))
     else:
         found = score_set.read_npz(Path(str(parsed.scores)))
+    if parsed.label_only and labels_of is None:
+        folder = as_path(str(parsed.run))
+        raise InputError(
+            f"{folder / answers.FOLDER}: the models have not been asked for labels, or not all of "
+            f"them yet; run {answers.command(folder)}"
+        )
     if parsed.target is not None:
         audited = target.audit(
             found,
@@ -114,8 +134,9 @@ def main(arguments: Sequence[str]) -> None:
         print(f"Written to {out}: target.csv, target.json")
         return
     metrics = attacking.attack(
-        found, parsed.attack, parsed.protocol, out, about=about, check_null=parsed.null_check
-    )
+        found, parsed.attack, parsed.protocol, out, about=about, check_null=parsed.null_check,
+        labels_of=labels_of,
+    )  # fmt: skip
     print(terminal.summary(metrics, out))
     if metrics["null_check"] and not metrics["null_check"]["ok"]:
         raise SystemExit(1)

@@ -30,7 +30,10 @@ from lira_jax.attacks import ATTACKS, TITLES, Attack, Family, ablation, referenc
 from lira_jax.attacks.references import References
 from lira_jax.config import AttackConfig, Experiment, flatten, keep_fraction
 from lira_jax.errors import InputError
-from lira_jax.figures import Band, Curve, Findings, statistic_curves
+from lira_jax.figures import Curve, Findings, statistic_curves
+from lira_jax.judging import judged
+from lira_jax.label_only import answers, results
+from lira_jax.label_only.answers import LabelAnswers
 from lira_jax.score_set import ScoreSet, check, of_examples, read_only
 from lira_jax.user_code import failure, import_function
 
@@ -97,6 +100,7 @@ def attack(
     about: About = About(),
     *,
     check_null: bool = False,
+    labels_of: LabelAnswers | None = None,
 ) -> dict[str, Any]:
     """Run every attack and write what came out (`attack_files.py`).
 
@@ -112,6 +116,8 @@ def attack(
         progress: show progress bars, if standard error is a terminal.
         about: for the report.
         check_null: also send scores without leakage through every attack.
+        labels_of: what live models answered, for label-only attacks, by the protocol
+            `leave-block-out` alone.
 
     Returns:
         What `metrics.json` holds.
@@ -125,8 +131,9 @@ def attack(
         findings = analyse_as_reference_code(score_set, config, about, out=out, progress=progress)
     else:
         findings = analyse(
-            score_set, config, about, check_null=check_null, out=out, progress=progress
-        )
+            score_set, config, about, check_null=check_null, labels_of=labels_of, out=out,
+            progress=progress,
+        )  # fmt: skip
     attack_files.write(findings, out)
     return dict(findings.metrics)
 
@@ -137,6 +144,7 @@ def analyse(
     about: About = About(),
     *,
     check_null: bool = False,
+    labels_of: LabelAnswers | None = None,
     out: Path | None = None,
     progress: bool = False,
 ) -> Findings:
@@ -145,7 +153,7 @@ def analyse(
     Inserted canaries are attacked with all other examples, and reported apart from them.
 
     Args:
-        score_set, config, about, check_null, progress: as for `attack`.
+        score_set, config, about, check_null, labels_of, progress: as for `attack`.
         out: made a folder once all input is checked, before the long work.
 
     Raises:
@@ -163,7 +171,7 @@ def analyse(
         natural = of_examples(score_set, ~canary)
         natural_rule = references.find(natural)
     member, inserted = natural.keep, score_set.keep[:, canary]
-    bar = tqdm(total=len(chosen) + 4, leave=False, disable=None if progress else True)
+    bar = tqdm(total=len(chosen) + 5, leave=False, disable=None if progress else True)
 
     entries: list[dict[str, Any]] = []
     canary_entries: list[dict[str, Any]] = []
@@ -174,11 +182,11 @@ def analyse(
         if _lacking(family, score_set):
             continue
         for name, scores in family.attack(score_set, rule, config, progress).items():
-            entry, curve_of[name] = _judged(scores[:, ~canary], member, rule.fold)
+            entry, curve_of[name] = judged(scores[:, ~canary], member, rule.fold)
             naming = {"name": name, "title": TITLES.get(name, name)}
             entries.append(naming | entry)
             if inserted.any() and not inserted.all():
-                entry, _ = _judged(scores[:, canary], inserted, rule.fold)
+                entry, _ = judged(scores[:, canary], inserted, rule.fold)
                 canary_entries.append(naming | entry)
             kept[name] = scores
             wanted = (EXPOSURE, max(entries, key=_strength)["name"])
@@ -208,6 +216,13 @@ def analyse(
         bound["of_canaries"] = epsilon.lower_bound(
             kept[strongest][:, canary], inserted, candidates=len(entries)
         )
+    bar.update()
+    bar.set_description("label-only attacks")
+    of_labels, drawn_of_labels = None, None
+    if labels_of is not None:
+        labels_of = answers.of_first(labels_of, member.shape[1])
+        online = kept[EXPOSURE][list(labels_of.models)]
+        of_labels, drawn_of_labels = results.results(labels_of, {EXPOSURE: online})
     bar.update()
     bar.set_description("null check")
     null = null_check.null_check(score_set, config, chosen) if check_null else None
@@ -242,6 +257,7 @@ def analyse(
         "epsilon": bound,
         "canary_attacks": canary_entries or None,
         "null_check": null,
+        "label_only": of_labels,
         "settings": None if about.settings is None else dict(about.settings),
         "versions": _versions(about),
     }
@@ -249,6 +265,7 @@ def analyse(
         metrics=metrics,
         score_set=score_set,
         curves=curve_of,
+        label_only=drawn_of_labels,
         statistics=statistics,
         vulnerability=exposure,
         images=about.images,
@@ -277,7 +294,7 @@ def analyse_as_reference_code(
     member = score_set.keep[-1:]
     entries, curve_of = [], {}
     for name, scores in reference_code.attack(score_set, config.queries, progress).items():
-        entry, curve_of[name] = _judged(scores, member, 1)
+        entry, curve_of[name] = judged(scores, member, 1)
         figures = evaluation.reference_code_summary(evaluation.roc(scores, member))
         entries.append({"name": name, "title": TITLES.get(name, name)} | entry | figures)
     metrics = {
@@ -346,26 +363,6 @@ def _guarded(own: Callable[..., Any], where: str) -> Attack:
 
 def _lacking(family: Family, score_set: ScoreSet) -> list[str]:
     return [need for need in family.needs if getattr(score_set, need) is None]
-
-
-def _judged(
-    scores: Float[np.ndarray, "T E"], member: Bool[np.ndarray, "T E"], fold: int
-) -> tuple[dict[str, Any], Curve]:
-    """One attack's part of `metrics.json`, without its name, and its curve."""
-    curve = evaluation.roc(scores, member)
-    found = evaluation.intervals(scores, member, fold)
-    band = found.pop("band")
-    nonmembers = member.size - int(member.sum())
-    entry = {
-        **evaluation.summary(curve),
-        **found,
-        "targets": scores.shape[0],
-        "mean_over_targets": evaluation.mean_over_targets(scores, member),
-        "expected_false_positives": evaluation.expected_false_positives(nonmembers),
-        "few_false_positives": evaluation.few_false_positives(nonmembers),
-        "shadow_threshold": evaluation.shadow_thresholds(scores, member, fold),
-    }
-    return entry, Curve(evaluation.thin(curve), Band(band["fpr"], band["lo"], band["hi"]))
 
 
 def _strength(entry: Mapping[str, Any]) -> tuple[float, float]:

@@ -47,6 +47,20 @@ def value_of(flag: str, arguments: Sequence[str]) -> str | None:
     return found
 
 
+def with_value(flag: str, arguments: Sequence[str]) -> list[str]:
+    """`--some_flag` or `--some-flag` without a value, as `--some_flag True`; other arguments as
+    they are."""
+    spelled = []
+    for place, argument in enumerate(arguments):
+        spelled.append(argument)
+        following = arguments[place + 1 : place + 2]
+        if argument.replace("-", "_") == flag.replace("-", "_") and (
+            not following or following[0].startswith("-")
+        ):
+            spelled[-1:] = [flag, "True"]
+    return spelled
+
+
 def positional(arguments: Sequence[str]) -> Path | None:
     """The first argument that is neither a flag nor a flag's value, read ahead of parsing.
 

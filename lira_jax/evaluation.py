@@ -6,6 +6,7 @@ NumPy and SciPy only. The primary curve pools the scores of all targets under on
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,9 @@ FPRS = {"1e-05": 1e-5, "0.0001": 1e-4, "0.001": 1e-3, "0.01": 1e-2}
 FEW_FALSE_POSITIVES = 10
 # Shares of members, before the attack, at which its precision is stated; by their key in JSON.
 PRIORS = {"0.5": 0.5, "0.1": 0.1, "0.01": 0.01}
+
+# Targets that are resampled together: so many in a row, or the number of each target's fold, int [T].
+Fold = int | Int[np.ndarray, " T"]
 
 # Ranks of non-members at which the bootstrap's curves have thresholds; all, where there are fewer.
 GRID = 1_000
@@ -151,7 +155,7 @@ def best_threshold(scores: Float[np.ndarray, "*S"], member: Bool[np.ndarray, "*S
 def figures(
     scores: Float[np.ndarray, "T E"],
     member: Bool[np.ndarray, "T E"],
-    fold: int,
+    fold: Fold,
     seed: int = 0,
     replicates: int | None = None,
 ) -> dict[str, Any]:
@@ -165,7 +169,7 @@ def figures(
 def intervals(
     scores: Float[np.ndarray, "T E"],
     member: Bool[np.ndarray, "T E"],
-    fold: int,
+    fold: Fold,
     seed: int = 0,
     replicates: int | None = None,
 ) -> dict[str, Any]:
@@ -193,7 +197,8 @@ def intervals(
     Args:
         scores: attack scores, one row per target.
         member: what is true.
-        fold: targets per fold; targets f·fold … f·fold + fold − 1 are resampled together.
+        fold: targets per fold, targets f·fold … f·fold + fold − 1 being resampled together; or the
+            number of each target's fold.
         seed: of the resampling. The same seed gives the same resamples to every attack.
         replicates: how many; None takes REPLICATES.
 
@@ -202,11 +207,12 @@ def intervals(
         what was resampled, "targets and examples" or "examples". band: arrays fpr, lo, hi, the
         interval of the TPR at each of BAND log-spaced FPR, for the log-log ROC.
     """
-    folds = scores.shape[0] // fold
+    rows = _rows(fold, scores.shape[0])
+    folds = len(rows)
     weights = _resamples(folds, scores.shape[1], seed, replicates or REPLICATES)
     grid = _thresholds(scores[~member])
-    false_positives = _weighted_counts(scores, ~member, grid, fold, weights)
-    true_positives = _weighted_counts(scores, member, grid, fold, weights)
+    false_positives = _weighted_counts(scores, ~member, grid, rows, weights)
+    true_positives = _weighted_counts(scores, member, grid, rows, weights)
     # A replicate of a handful of examples may hold members alone.
     usable = (false_positives[-1] > 0) & (true_positives[-1] > 0)
     fpr = (false_positives[:, usable] / false_positives[-1, usable]).T
@@ -233,10 +239,16 @@ def _over(folds: int) -> str:
     return "targets and examples" if folds > 1 else "examples"
 
 
+def _rows(fold: Fold, targets: int) -> list[Int[np.ndarray, " B"]]:
+    """The targets of each fold."""
+    unit = np.arange(targets) // fold if isinstance(fold, int) else np.asarray(fold)
+    return [np.flatnonzero(unit == one) for one in np.unique(unit)]
+
+
 def shadow_thresholds(
     scores: Float[np.ndarray, "T E"],
     member: Bool[np.ndarray, "T E"],
-    fold: int,
+    fold: Fold,
     seed: int = 0,
 ) -> dict[str, Any] | None:
     """What an attacker reaches who must choose the threshold before seeing the target.
@@ -254,7 +266,7 @@ def shadow_thresholds(
     Args:
         scores: attack scores, one row per target.
         member: what is true.
-        fold: targets per fold, as in `intervals`.
+        fold: as in `intervals`.
         seed: of the resampling.
 
     Returns:
@@ -266,15 +278,18 @@ def shadow_thresholds(
         share of the candidates are members, TPR·π / (TPR·π + FPR·(1 − π)), or None where nothing
         was called a member. None with one fold of targets, as there are no others.
     """
-    folds = scores.shape[0] // fold
+    rows = _rows(fold, scores.shape[0])
+    folds = len(rows)
     if folds < 2:
         return None
     weights = _resamples(folds, scores.shape[1], seed, REPLICATES)
-    drawn = {side: _drawn(chosen, fold, weights) for side, chosen in _sides(member)}
-    unit = np.arange(scores.shape[0])[:, np.newaxis] // fold
+    drawn = {side: _drawn(chosen, rows, weights) for side, chosen in _sides(member)}
+    unit = np.empty(scores.shape[0], np.int64)
+    for place, row in enumerate(rows):
+        unit[row] = place
     result = {}
-    for key, least in _shadow_choices(scores, ~member, fold).items():
-        positive = scores >= least[unit]
+    for key, least in _shadow_choices(scores, ~member, unit, folds).items():
+        positive = scores >= least[unit][:, np.newaxis]
         found: dict[str, Any] = {
             "threshold": float(least.mean()) if np.isfinite(least).all() else None
         }
@@ -283,7 +298,7 @@ def shadow_thresholds(
             found[side] = int(hits.sum()) / int(chosen.sum())
             total = drawn[side]
             usable = total > 0
-            found[f"{side}_ci"] = _percentiles(_drawn(hits, fold, weights)[usable] / total[usable])
+            found[f"{side}_ci"] = _percentiles(_drawn(hits, rows, weights)[usable] / total[usable])
         found["precision"] = {
             name: precision(found["tpr"], found["fpr"], prior) for name, prior in PRIORS.items()
         }
@@ -297,16 +312,74 @@ def precision(tpr: float, fpr: float, prior: float) -> float | None:
     return tpr * prior / positives if positives else None
 
 
+def decisions(
+    positive: Bool[np.ndarray, "T E"],
+    member: Bool[np.ndarray, "T E"],
+    fold: Fold,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """What given decisions reach, with 95 % intervals by the bootstrap of `intervals`.
+
+    The intervals are of these very decisions: that other thresholds might have been tuned is not in
+    them.
+
+    Args:
+        positive: what is called a member.
+        member: what is true; some are, and some are not.
+        fold: as in `intervals`.
+        seed: of the resampling.
+
+    Returns:
+        tpr, fpr; balanced_accuracy, (TPR + 1 − FPR)/2; precision, the share of members among
+        positives if half of the candidates are members, None where nothing is called a member; and
+        of each its interval, such as tpr_ci.
+    """
+    rows = _rows(fold, len(member))
+    weights = _resamples(len(rows), member.shape[1], seed, REPLICATES)
+    exact, drawn = [], []
+    for _, chosen in _sides(member):
+        hits = positive & chosen
+        exact.append(np.array([hits.sum() / chosen.sum()]))
+        total = _drawn(chosen, rows, weights)
+        # A replicate of a handful of examples may hold members alone.
+        drawn.append(_drawn(hits, rows, weights) / np.where(total > 0, total, np.nan))
+    found: dict[str, Any] = {}
+    for name, figure in _OF_DECISIONS.items():
+        value = float(figure(*exact)[0])
+        replicates = figure(*drawn)
+        known = replicates[np.isfinite(replicates)]
+        found[name] = value if np.isfinite(value) else None
+        found[f"{name}_ci"] = _percentiles(known) if np.isfinite(value) else None
+    return found
+
+
+def _precision_of(
+    fpr: Float[np.ndarray, " R"], tpr: Float[np.ndarray, " R"]
+) -> Float[np.ndarray, " R"]:
+    positives = tpr + fpr
+    return tpr / np.where(positives > 0, positives, np.nan)
+
+
+_OF_DECISIONS = {
+    "tpr": lambda fpr, tpr: tpr,
+    "fpr": lambda fpr, tpr: fpr,
+    "balanced_accuracy": lambda fpr, tpr: (tpr + 1 - fpr) / 2,
+    "precision": _precision_of,
+}
+
+
 def _sides(member: Bool[np.ndarray, "T E"]) -> list[tuple[str, Bool[np.ndarray, "T E"]]]:
     return [("fpr", ~member), ("tpr", member)]
 
 
 def _shadow_choices(
-    scores: Float[np.ndarray, "T E"], nonmember: Bool[np.ndarray, "T E"], fold: int
+    scores: Float[np.ndarray, "T E"],
+    nonmember: Bool[np.ndarray, "T E"],
+    fold_of: Int[np.ndarray, " T"],
+    folds: int,
 ) -> dict[str, Float[np.ndarray, " F"]]:
     """By FPR, the least score that is called a member in each fold; infinite if none is."""
-    folds = scores.shape[0] // fold
-    unit = np.nonzero(nonmember)[0] // fold
+    unit = fold_of[np.nonzero(nonmember)[0]]
     pool = scores[nonmember]
     count = np.bincount(unit, minlength=folds)
     # The highest of all non-members nearly always hold what is asked of the other folds.
@@ -328,10 +401,10 @@ def _shadow_choices(
 
 
 def _drawn(
-    chosen: Bool[np.ndarray, "T E"], fold: int, weights: _Resamples
+    chosen: Bool[np.ndarray, "T E"], rows: Sequence[Int[np.ndarray, " B"]], weights: _Resamples
 ) -> Float[np.ndarray, " R"]:
     """How many of the chosen each replicate drew."""
-    per_fold = chosen.reshape(-1, fold, chosen.shape[1]).sum(axis=1, dtype=np.float32)
+    per_fold = np.stack([chosen[row].sum(axis=0, dtype=np.float32) for row in rows])
     if per_fold.mean() < 0.1:
         per_fold = csr_array(per_fold)
     of_examples = per_fold @ weights.examples
@@ -378,7 +451,7 @@ def _weighted_counts(
     scores: Float[np.ndarray, "T E"],
     chosen: Bool[np.ndarray, "T E"],
     grid: Float[np.ndarray, " G"],
-    fold: int,
+    rows: Sequence[Int[np.ndarray, " B"]],
     weights: _Resamples,
 ) -> Float[np.ndarray, "G+2 R"]:
     """Chosen scores at or above each threshold, as often as a replicate drew them.
@@ -386,17 +459,17 @@ def _weighted_counts(
     Thresholds descend, from above all scores to below all. Every score is put into its bin once;
     what lies in a bin is then, per fold, a sum of rows of the examples' weights.
     """
-    folds, bins = scores.shape[0] // fold, grid.size + 1
+    folds, bins = len(rows), grid.size + 1
     workers = min(os.cpu_count() or 1, folds)
 
     def of_every(first: int) -> Float[np.ndarray, "G+1 R"]:
         """Over every so many-th fold. Sums of integers: exact, whatever their order."""
         total = np.zeros((bins, weights.folds.shape[1]))
         for unit in range(first, folds, workers):
-            rows = slice(unit * fold, (unit + 1) * fold)
-            example = np.nonzero(chosen[rows])[1]
+            own, taken = scores[rows[unit]], chosen[rows[unit]]
+            example = np.nonzero(taken)[1]
             # Bin b holds what is at or above all but b thresholds: the highest come first.
-            place = grid.size - np.searchsorted(grid, scores[rows][chosen[rows]], side="right")
+            place = grid.size - np.searchsorted(grid, own[taken], side="right")
             order = np.argsort(place.astype(np.uint16), kind="stable")
             starts = np.append(0, np.cumsum(np.bincount(place, minlength=bins)))
             ones = np.ones(example.size, np.float32)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from scipy.special import expit
 
 from lira_jax import evaluation
@@ -50,6 +50,21 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class LabelOnly:
+    """What label-only attacks are drawn from, beside `metrics.json`.
+
+    Attributes:
+        curves: by name of the attack, in the order of tables.
+        distances: of targets to the decision boundary; None where they were not asked for.
+        member: who of these trained on what.
+    """
+
+    curves: Mapping[str, Curve]
+    distances: Float[np.ndarray, "T L"] | None
+    member: Bool[np.ndarray, "T L"] | None
+
+
+@dataclass(frozen=True)
 class Findings:
     """All that figures and report are made of.
 
@@ -63,6 +78,7 @@ class Findings:
         images: the examples, uint8; None where there are none to draw.
         no_images: why there are none; empty if nothing is to be said of it.
         classes: names of the classes, untrusted text; None where unknown.
+        label_only: of label-only attacks; None where live models were not asked.
     """
 
     metrics: Mapping[str, Any]
@@ -73,6 +89,7 @@ class Findings:
     images: UInt8[np.ndarray, "E H W C"] | None = None
     no_images: str = ""
     classes: tuple[str, ...] | None = None
+    label_only: LabelOnly | None = None
 
 
 def statistic_curves(

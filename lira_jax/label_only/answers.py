@@ -26,8 +26,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ from jaxtyping import Bool, Float32, Int32
 
 from lira_jax.config import LabelOnlyConfig
 from lira_jax.errors import InputError
+from lira_jax.score_set import ScoreSet
+from lira_jax.storage import read_array
 
 FOLDER = "label_only"
 MODELS = "models.json"
@@ -53,6 +56,16 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "carlini_wagner": ("steps",),
     "features": (),
 }
+
+# Every array, in the order of the table above.
+ARRAYS = (
+    "correct", "rotation", "translation", "noise", "flips", "boundary", "boundary_queries",
+    "combined", "carlini_wagner", "features",
+)  # fmt: skip
+# The largest answer; distances have no largest.
+_MOST = {"correct": 1.0, "rotation": 1.0, "translation": 1.0, "noise": 1.0, "flips": 1.0}
+# Examples that are looked at together.
+_CHUNK = 4_096
 
 
 @dataclass(frozen=True)
@@ -241,3 +254,154 @@ def read_settings(folder: Path, name: str) -> dict[str, Any] | None:
             f"{path}: damaged ({error}); delete {folder} and ask again with score.py --label-only"
         ) from None
     return found
+
+
+def command(run: Path) -> str:
+    """What makes the answers of a run."""
+    return f"python score.py --run {shlex.quote(str(run))} --label-only"
+
+
+def read(run: Path, held: ScoreSet) -> LabelAnswers | None:
+    """What the models of a run answered, as far as it is complete; None if nothing was asked yet.
+
+    Arrays stay memory maps. What is not there for all examples and models is not there yet.
+
+    Args:
+        run: a run directory.
+        held: its scores, from `run_dir.read_score_set`.
+
+    Raises:
+        InputError: a damaged or foreign file, models that the run does not have, or so few examples
+            that the source models or the targets have trained on all of them, or on none.
+    """
+    folder = run / FOLDER
+    asked = read_settings(folder, MODELS.removesuffix(".json"))
+    if asked is None:
+        return None
+    models, examples = held.keep.shape
+    sources, targets = (_numbers_of(folder, asked, side, models) for side in ("sources", "targets"))
+    both = (*sources, *targets)
+    if len(set(both)) < len(both):
+        raise _damaged(folder / MODELS, "names a model twice", folder)
+    found = {
+        name: one
+        for name in ARRAYS
+        if (one := _read(run, name, len(sources), len(both), examples)) is not None
+    }
+    if not found:
+        return None
+    assert held.labels is not None
+    assert held.logits is not None
+    assert held.block is not None
+    chosen = list(both)
+    answers = LabelAnswers(
+        origin=str(folder),
+        models=both,
+        sources=len(sources),
+        block=held.block,
+        keep=held.keep[chosen],
+        labels=held.labels,
+        scores=held.scores[chosen, :, 0],
+        logits=held.logits[chosen],
+        answers=found,
+    )
+    for name, one in found.items():
+        count = one.values.shape[1]
+        for side, keep in (
+            ("source models", answers.keep[: len(sources), :count]),
+            ("targets", answers.keep[len(sources) :, :count]),
+        ):
+            if keep.all() or not keep.any():
+                word = "all" if keep.all() else "none"
+                raise InputError(
+                    f"{folder / name}.npy: the {side} trained on {word} of its {count} examples, "
+                    f"which tells nothing; delete {folder} and ask about more: {command(run)} "
+                    "--label_only.examples 0 --label_only.boundary_examples 0"
+                )
+    return answers
+
+
+def of_first(answers: LabelAnswers, count: int) -> LabelAnswers:
+    """The answers about the first so many examples of the run, such as all but canaries."""
+    return replace(
+        answers,
+        keep=answers.keep[:, :count],
+        labels=answers.labels[:count],
+        scores=answers.scores[:, :count],
+        logits=answers.logits[:, :count],
+        answers={
+            name: replace(one, values=one.values[:, :count])
+            for name, one in answers.answers.items()
+        },
+    )
+
+
+def _damaged(path: Path, reason: str, folder: Path) -> InputError:
+    return InputError(
+        f"{path}: damaged ({reason}); delete {folder} and ask again with score.py --label-only"
+    )
+
+
+def _numbers_of(folder: Path, asked: Mapping[str, Any], side: str, models: int) -> tuple[int, ...]:
+    """Numbers of the models on one side of models.json."""
+    numbers = asked.get(side)
+    if not isinstance(numbers, list) or not numbers or not all(type(n) is int for n in numbers):
+        raise _damaged(folder / MODELS, f"no numbers of {side}", folder)
+    beyond = next((n for n in numbers if not 0 <= n < models), None)
+    if beyond is not None:
+        raise _damaged(folder / MODELS, f"model {beyond}, and the run has {models}", folder)
+    return tuple(numbers)
+
+
+def _read(run: Path, name: str, sources: int, models: int, examples: int) -> Answers | None:
+    """One array with its settings, models first; None where it is not whole yet."""
+    folder = run / FOLDER
+    path = folder / f"{name}.npy"
+    if not path.is_file():
+        return None
+    # Spent on the distances, and so made with their settings.
+    record = "boundary" if name == "boundary_queries" else name
+    settings = read_settings(folder, record)
+    needs = ("examples", *SETTINGS[record])
+    if settings is None or not all(need in settings for need in needs):
+        reason = f"{record}.json, which tells its settings, is missing or incomplete"
+        raise _damaged(path, reason, folder)
+    count = settings["examples"]
+    if type(count) is not int or not 0 < count <= examples:
+        raise _damaged(folder / f"{record}.json", f"examples = {count!r}", folder)
+    try:
+        inner = _inner_shape(name, settings)
+    except (TypeError, ValueError) as error:
+        raise _damaged(folder / f"{record}.json", str(error), folder) from None
+    asked = sources if name == "features" else models
+    remedy = f"run {command(run)} again"
+    array = read_array(path, np.float32, (count, asked, *inner), remedy)
+    least, most = (-np.inf, np.inf) if name == "features" else (0.0, _MOST.get(name, np.inf))
+    for start in range(0, count, _CHUNK):
+        part = array[start : start + _CHUNK]
+        usable = np.isfinite(part) & (part >= least) & (part <= most)
+        if not usable.all():
+            where = np.argwhere(~usable)[0]
+            raise InputError(
+                f"{path}: {part[tuple(where)]} at example {start + where[0]}, place {where[1]} of "
+                f"the models asked, which is no answer; delete it and {remedy}"
+            )
+    return Answers(np.moveaxis(array, 0, 1), settings)
+
+
+def _inner_shape(name: str, settings: Mapping[str, Any]) -> Sequence[int | None]:
+    """What lies behind each example and model."""
+    match name:
+        case "rotation":
+            return (1 + 2 * len(settings["rotations"]),)
+        case "translation":
+            return (1 + sum(4 * int(d) for d in settings["translations"]),)
+        case "combined":
+            return (1 + 4 * int(settings["distance"]),)
+        case "noise" | "flips":
+            return (len(settings[name]),)
+        case "boundary":
+            return (len(settings["checkpoints"]),)
+        case "features":
+            return (None,)
+    return ()

@@ -1,0 +1,140 @@
+"""Label-only attacks, judged: the part `label_only` of `metrics.json`. No JAX."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from lira_jax import evaluation
+from lira_jax.attacks import TITLES, label_only, outliers
+from lira_jax.attacks.label_only import KINDS, Attacked
+from lira_jax.figures.findings import Curve, LabelOnly
+from lira_jax.judging import judged
+from lira_jax.label_only.answers import LabelAnswers
+
+ALL_TITLES = TITLES | {name: kind.title for name, kind in KINDS.items()}
+
+
+def results(
+    answers: LabelAnswers, beside: Mapping[str, Float[np.ndarray, "N L"]]
+) -> tuple[dict[str, Any], LabelOnly]:
+    """Run and judge every attack that the answers allow.
+
+    Args:
+        answers: of source models and targets.
+        beside: scores, under the models asked, of attacks that see confidences.
+
+    Returns:
+        sources, targets: numbers of models; examples: asked about at most; blocks: of targets.
+
+        attacks: one entry each: name, title; sees: labels, confidences or gradients; chosen: what
+        else was tuned; label_queries; examples, that it was run on; source_balanced_accuracy;
+        decision: what the threshold from the source models reaches on the targets (balanced
+        accuracy, precision at even odds, TPR, FPR, as in `evaluation.decisions`, and threshold,
+        None if nothing is called a member); and what every attack's entry has, which is of the
+        targets' own ROC.
+
+        strongest: of those that see labels, the one of the greatest balanced accuracy on the
+        source models; None if none was run. by_budget: the same figures of the boundary attack for each number of
+        queries. outliers: precision on the most isolated examples, or None. not_run: name, title
+        and reason.
+
+        And what figures are drawn from.
+    """
+    done, not_run = label_only.attack(answers, beside=beside)
+    entries, curves = [], {}
+    for name, attacked in done.items():
+        entry, curves[name] = _entry(answers, attacked)
+        entries.append({"name": name, "title": ALL_TITLES.get(name, name)} | entry)
+    by_labels = [entry for entry in entries if entry["sees"] == "labels"]
+    strongest = max(
+        by_labels, key=lambda entry: float(entry["source_balanced_accuracy"]), default=None
+    )
+    by_budget = []
+    for queries, attacked in label_only.by_budget(answers):
+        entry, _ = _entry(answers, attacked)
+        by_budget.append({"queries": queries} | entry)
+    boundary = done.get("boundary")
+    targets = answers.models[answers.sources :]
+    metrics = {
+        "sources": list(answers.models[: answers.sources]),
+        "targets": list(targets),
+        "blocks": len({model // answers.block for model in targets}),
+        "examples": max(entry["examples"] for entry in entries),
+        "attacks": entries,
+        "strongest": strongest and strongest["name"],
+        "by_budget": by_budget,
+        "outliers": _outliers(answers, done),
+        "not_run": [
+            {"name": name, "title": ALL_TITLES[name], "reason": reason}
+            for name, reason in not_run.items()
+        ],
+    }
+    held = LabelOnly(
+        curves=curves,
+        distances=None if boundary is None else boundary.targets,
+        member=None if boundary is None else _members(answers, boundary),
+    )
+    return metrics, held
+
+
+def _members(answers: LabelAnswers, attacked: Attacked) -> np.ndarray:
+    return answers.keep[answers.sources + attacked.rows, : attacked.targets.shape[1]]
+
+
+def _fold(answers: LabelAnswers, attacked: Attacked) -> np.ndarray:
+    """The block of each attacked target."""
+    return np.array(answers.models)[answers.sources + attacked.rows] // answers.block
+
+
+def _entry(answers: LabelAnswers, attacked: Attacked) -> tuple[dict[str, Any], Curve]:
+    member, fold = _members(answers, attacked), _fold(answers, attacked)
+    entry, curve = judged(attacked.targets, member, fold)
+    decision = evaluation.decisions(attacked.targets >= attacked.threshold, member, fold)
+    finite = np.isfinite(attacked.threshold)
+    return {
+        "sees": attacked.sees,
+        "chosen": attacked.chosen,
+        "label_queries": attacked.queries,
+        "examples": member.shape[1],
+        "source_balanced_accuracy": attacked.on_sources,
+        "decision": {"threshold": attacked.threshold if finite else None} | decision,
+        **entry,
+    }, curve
+
+
+def _outliers(answers: LabelAnswers, done: Mapping[str, Attacked]) -> dict[str, Any] | None:
+    """Precision of each attack's decisions on the most isolated examples, and on all."""
+    if "features" not in answers.answers:
+        return None
+    found = outliers.find(answers.answers["features"].values)
+    rows = []
+    for name, attacked in done.items():
+        examples = found.examples[found.examples < attacked.targets.shape[1]]
+        member = _members(answers, attacked)
+        positive, fold = attacked.targets >= attacked.threshold, _fold(answers, attacked)
+        few = member[:, examples]
+        if few.all() or not few.any():  # also where there are none
+            continue
+        of_outliers = evaluation.decisions(positive[:, examples], few, fold)
+        of_all = evaluation.decisions(positive, member, fold)
+        rows.append(
+            {
+                "name": name,
+                "title": ALL_TITLES.get(name, name),
+                "outliers": int(examples.size),
+                "of_outliers": of_outliers,
+                "of_all": of_all,
+            }
+        )
+    return {
+        "examples": [int(example) for example in found.examples],
+        "delta": list(found.delta),
+        "near": outliers.NEAR,
+        "neighbours": float(found.neighbours[found.examples].mean()),
+        "neighbours_of_all": float(found.neighbours.mean()),
+        "attacks": rows,
+    }
