@@ -18,7 +18,10 @@ from lira_jax.figures import Curve, Findings, Missing
 from lira_jax.storage import is_remote, remove, write_text, write_whole
 
 # Files that not every protocol and score set has.
-OPTIONAL = ("ablation.md", "ablation.tex", "vulnerability.csv")
+OPTIONAL = (
+    "ablation.md", "ablation.tex", "label_only.csv", "label_only.md", "label_only.tex",
+    "vulnerability.csv",
+)  # fmt: skip
 
 
 def prepare(out: Path) -> None:
@@ -44,6 +47,7 @@ def write(findings: Findings, out: Path) -> list[str]:
     |---|---|
     | `metrics.json` | every figure, schema 2 |
     | `table.csv`, `.md`, `.tex`; `ablation.md`, `.tex` | the tables |
+    | `label_only.csv`, `.md`, `.tex` | the table of label-only attacks, where models were asked |
     | `roc.npz` | per attack `NAME.fpr`, `NAME.tpr`, and the band `NAME.band_fpr`, `_lo`, `_hi` |
     | `vulnerability.csv` | a line per example, most exposed first |
     | `figures/*.pdf`, `*.png` | the figures |
@@ -69,6 +73,8 @@ def write(findings: Findings, out: Path) -> list[str]:
         texts["vulnerability.csv"] = vulnerability.as_csv(
             findings.vulnerability, held.labels, held.canary
         )
+    if metrics.get("label_only"):
+        texts["label_only.csv"] = tables.label_only_csv(metrics)
     arrays = _curve_arrays(findings.curves)
     write_whole(out / "roc.npz", lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
     drawn = figures.write(drawings, out / "figures")

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter
 from scipy.stats import t as student
 
 from lira_jax import config
@@ -56,6 +57,10 @@ from lira_jax.tables import (
 # Strong with few shadow models too, as small grids have.
 ATTACK = "lira-online-shrinkage"
 SCHEMA = 2
+_DECIDED = (
+    "Confidence, gap and strongest label-only: balanced accuracy by a threshold from the source "
+    "models, on which the strongest is chosen too"
+)
 
 # What changes no result, or says only where things lie.
 _BOOKKEEPING = frozenset(
@@ -78,6 +83,9 @@ class Run:
         settings: dotted names to values; empty for scores that were made elsewhere.
         held_out, gap: mean accuracy on non-members, and of members less it, over models, each with
             its 95 % interval by Student's t; None where accuracy is not known.
+        label_only: entries of label-only attacks and of those beside them, by name; empty where
+            live models were not asked.
+        strongest: the label-only attack that is strongest on the source models.
     """
 
     name: str
@@ -88,14 +96,24 @@ class Run:
     settings: dict[str, Any]
     held_out: tuple[float, float, float] | None
     gap: tuple[float, float, float] | None
+    label_only: dict[str, dict[str, Any]]
+    strongest: str | None
+
+    @property
+    def label(self) -> str:
+        """The name, with the ε of DP-SGD where there is one."""
+        epsilon = _dp_epsilon(self.metrics)
+        return self.name if epsilon is None else f"{self.name} (ε = {_epsilon(epsilon)})"
 
 
 def compare(runs: Sequence[Path], out: Path) -> str:
     """Compare runs that have been attacked, and write what came out.
 
     Writes `roc.png`, `.pdf` (online LiRA of every run), `accuracy.png`, `.pdf` (TPR against the
-    train-test gap and held-out accuracy; only where some run knows its accuracy), and the table as
-    `compare.csv`, `.md` and `.tex`.
+    train-test gap and held-out accuracy; only where some run knows its accuracy), `defences.png`,
+    `.pdf` (confidence, label-only attacks and LiRA against held-out accuracy, as figures 5 and 6 of
+    Choquette-Choo et al., arXiv 2007.14321; only where some run has label-only results), and the
+    table as `compare.csv`, `.md` and `.tex`.
 
     Args:
         runs: run directories, or folders with the results of `attack.py`, two or more.
@@ -119,6 +137,10 @@ def compare(runs: Sequence[Path], out: Path) -> str:
     if known:
         files = _draw_accuracy(found, key)
         pictures |= {f"accuracy.{kind}": files[kind] for kind in ("pdf", "png")}
+    asked = [run for run in known if run.label_only]
+    if asked:
+        files = _draw_defences(found, key)
+        pictures |= {f"defences.{kind}": files[kind] for kind in ("pdf", "png")}
     texts = {
         "compare.csv": to_csv(list(records[0]), [list(record.values()) for record in records]),
         "compare.md": to_markdown(table),
@@ -131,6 +153,12 @@ def compare(runs: Sequence[Path], out: Path) -> str:
     lines = [_plain_text(table)]
     if not known:
         lines.append("No run knows its accuracy (logits and labels), so accuracy.png is not drawn.")
+    if asked and len(asked) < len(found):
+        others = ", ".join(run.name for run in found if run not in asked)
+        lines.append(
+            f"Without label-only results, or accuracy, and so not in defences.png: {others}; "
+            "make them with: python score.py --run RUN --label-only, and attack.py anew"
+        )
     lines.append(f"Written to {out}: {', '.join([*texts, *sorted(pictures)])}")
     return "\n".join(lines)
 
@@ -203,7 +231,32 @@ def _from_metrics(run: Path, name: str, folder: Path, metrics: dict[str, Any]) -
         others = np.array([float(row["nonmember"]) for row in accuracy])
         held_out = _mean(others)
         gap = _mean(np.array([float(row["member"]) for row in accuracy]) - others)
-    return Run(name, metrics, entry, fpr, tpr, _settings_of(run, metrics), held_out, gap)
+    found = metrics.get("label_only") or {"attacks": (), "strongest": None}
+    return Run(
+        name=name,
+        metrics=metrics,
+        entry=entry,
+        fpr=fpr,
+        tpr=tpr,
+        settings=_settings_of(run, metrics),
+        held_out=held_out,
+        gap=gap,
+        label_only={one["name"]: one for one in found["attacks"]},
+        strongest=found["strongest"],
+    )
+
+
+def _dp_epsilon(metrics: dict[str, Any]) -> Any:
+    """ε of models trained with DP-SGD; None of others."""
+    return (metrics.get("versions") or {}).get("dp_epsilon")
+
+
+def _epsilon(value: Any) -> str:
+    """ε as it is shown: 7.53."""
+    try:
+        return f"{float(value):.3g}"
+    except ValueError:
+        return str(value)
 
 
 def _read_curve(path: Path, run: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -255,14 +308,19 @@ def _common_fpr(runs: Sequence[Run]) -> str:
 
 def _table(runs: Sequence[Run]) -> Table:
     differing = _differing(runs)
+    any_asked = any(run.label_only for run in runs)
     rows = []
     for run in runs:
-        cells = [Cell(run.name)]
+        cells = [Cell(run.label)]
         cells += [Cell(_value(run.settings.get(name))) for name in differing]
         for measured in (run.held_out, run.gap):
             cells.append(Cell("–") if measured is None else share_cell(measured[0], measured[1:]))
         entry = {key: value for key, value in run.entry.items() if key != "balanced_accuracy"}
-        rows.append((*cells, *attack_cells(entry)))
+        cells += attack_cells(entry)
+        if any_asked:
+            cells += [_decided_cell(run, name) for name in _beside(run)]
+            cells.insert(-1, Cell(run.strongest or "–"))
+        rows.append(tuple(cells))
     few = any(cell.few for row in rows for cell in row)
     return Table(
         caption=f"Runs by {ATTACK}: percent, 95 % interval in brackets",
@@ -273,11 +331,36 @@ def _table(runs: Sequence[Run]) -> Table:
             "train-test gap",
             "AUC",
             *attack_heads(),
+            *(
+                ("confidence", "gap", "strongest label-only", "its balanced accuracy")
+                if any_asked
+                else ()
+            ),
         ),
         rows=tuple(rows),
         words=1 + len(differing),
-        notes=(f"* {FEW}",) if few else (),
+        notes=(*((f"* {FEW}",) if few else ()), *((_DECIDED,) if any_asked else ())),
     )
+
+
+def _beside(run: Run) -> tuple[str, str, str]:
+    """The attacks that are shown beside LiRA, as far as there are any."""
+    return "confidence", "gap", run.strongest or ""
+
+
+def _decided(run: Run, name: str) -> tuple[float, float, float] | None:
+    """Balanced accuracy, by the source models' threshold, and its interval."""
+    if name not in run.label_only:
+        return None
+    decision = run.label_only[name]["decision"]
+    value = float(decision["balanced_accuracy"])
+    low, high = decision["balanced_accuracy_ci"] or (value, value)
+    return value, low, high
+
+
+def _decided_cell(run: Run, name: str) -> Cell:
+    found = _decided(run, name)
+    return Cell("–") if found is None else share_cell(found[0], found[1:])
 
 
 def _value(value: Any) -> str:
@@ -308,6 +391,14 @@ def _records(runs: Sequence[Run]) -> list[dict[str, Any]]:
         for name, (value, low, high) in measured.items():
             record |= {name: value, f"{name}_lo": low, f"{name}_hi": high}
         record |= {f"few_false_positives_{key}": is_few(run.entry, key) for key in FPRS}
+        if any(other.label_only for other in runs):
+            record["strongest_label_only"] = run.strongest or ""
+            titles = ("confidence", "gap", "label_only")
+            for title, name in zip(titles, _beside(run), strict=True):
+                value, low, high = _decided(run, name) or ("", "", "")
+                column = f"{title}_balanced_accuracy"
+                record |= {column: value, f"{column}_lo": low, f"{column}_hi": high}
+            record["dp_epsilon"] = _dp_epsilon(run.metrics) or ""
         records.append(record)
     return records
 
@@ -402,5 +493,78 @@ def _draw_accuracy(runs: Sequence[Run], key: str) -> dict[str, bytes]:
             axes.margins(x=0.12)
             axes.grid(linewidth=0.3, color="0.9")
             axes.set_axisbelow(True)
+        made.legend(handles, labels, loc="outside lower center", ncols=columns)
+        return rendered(made)
+
+
+def _draw_defences(runs: Sequence[Run], key: str) -> dict[str, bytes]:
+    """Figures 5 and 6 of the label-only paper: each attack against held-out accuracy."""
+    labels_of = [run.label for run in runs if run.label_only]
+    columns = 1 if max(map(len, labels_of)) > 24 else 2
+    rows = -(-(len(labels_of) + 3) // columns)
+    floor = min((run.entry["tpr_at_fpr"][key] for run in runs), default=0.0)
+    # A log scale has no 0: what lies below is drawn at the edge.
+    floor = 100 * max(floor, FPRS[key] / 10) / 2
+    with figure(5.3 + 0.125 * rows) as made:
+        panels = made.subplots(3, 1, sharex=True)
+        handles, labels = [], []
+        for place, run in enumerate(runs):
+            if not run.label_only or run.held_out is None:
+                continue
+            colour, _, marker = _style(place)
+            rate = run.entry["tpr_at_fpr"][key]
+            interval = (run.entry.get("tpr_at_fpr_ci") or {}).get(key) or (rate, rate)
+            points = [
+                (panels[0], _decided(run, "confidence"), False, 0.0),
+                (panels[1], _decided(run, "gap"), True, 0.0),
+                (panels[1], _decided(run, run.strongest or ""), False, 0.0),
+                (panels[2], (rate, *interval), is_few(run.entry, key), floor),
+            ]
+            accuracy, low, high = (100 * value for value in run.held_out)
+            for axes, measured, hollow, least in points:
+                if measured is None:
+                    continue
+                value, below, above = (max(100 * one, least) for one in measured)
+                axes.hlines(value, low, high, color=colour, linewidth=0.6)
+                axes.vlines(accuracy, below, above, color=colour, linewidth=0.8)
+                axes.plot(
+                    [accuracy], [value], linestyle="none", color=colour, marker=marker,
+                    markersize=4.5, markerfacecolor="white" if hollow else colour,
+                )  # fmt: skip
+            handles.append(Line2D([], [], linestyle="none", color=colour, marker=marker))
+            labels.append(plain(run.label))
+        titles = (
+            "Confidence attack: balanced accuracy [%]",
+            "Label-only: balanced accuracy [%]",
+            f"{ATTACK}: TPR at {rate_text(key)} FPR [%]",
+        )
+        for axes, title in zip(panels, titles, strict=True):
+            axes.set_title(title, loc="left")
+            axes.grid(linewidth=0.3, color="0.9")
+            axes.set_axisbelow(True)
+            axes.margins(x=0.12)
+        panels[2].set_yscale("log")
+        panels[2].set_ylim(bottom=floor)
+        panels[2].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        chance: dict[str, Any] = {"color": "0.6", "linestyle": (0, (4.0, 3.0)), "linewidth": 0.8}
+        for axes, height in zip(panels, (50, 50, 100 * FPRS[key]), strict=True):
+            axes.axhline(height, zorder=1, **chance)
+        panels[-1].set_xlabel("Accuracy held out [%]")
+        dot: dict[str, Any] = {
+            "linestyle": "none",
+            "color": "0.3",
+            "marker": "o",
+            "markersize": 4.5,
+        }
+        handles += [
+            Line2D([], [], **dot),
+            Line2D([], [], markerfacecolor="white", **dot),
+            Line2D([], [], **chance),
+        ]
+        labels += [
+            "strongest label-only attack",
+            "gap; LiRA: few false positives",
+            "chance",
+        ]
         made.legend(handles, labels, loc="outside lower center", ncols=columns)
         return rendered(made)

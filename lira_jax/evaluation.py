@@ -22,7 +22,7 @@ FEW_FALSE_POSITIVES = 10
 # Shares of members, before the attack, at which its precision is stated; by their key in JSON.
 PRIORS = {"0.5": 0.5, "0.1": 0.1, "0.01": 0.01}
 
-# Targets that are resampled together: so many in a row, or the number of each target's fold, int [T].
+# Targets that are resampled together: so many in a row, or the number of each target's fold.
 Fold = int | Int[np.ndarray, " T"]
 
 # Ranks of non-members at which the bootstrap's curves have thresholds; all, where there are fewer.

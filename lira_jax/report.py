@@ -32,8 +32,11 @@ from lira_jax.tables import (
     ablation_table,
     attack_cells,
     attack_heads,
+    budget_table,
     fpr_text,
+    label_only_table,
     main_table,
+    outlier_table,
     percent,
     share_cell,
 )
@@ -46,6 +49,8 @@ _IMAGE_SIDE = 96
 _TOLD_RIGHT = 0.9
 
 _NULL_CHECK = "python attack.py --run DIR --null_check True"
+
+_LABEL_ONLY = "python score.py --run DIR --label-only"
 
 _SOURCES = {
     "LiRA, in all variants": "N. Carlini, S. Chien, M. Nasr, S. Song, A. Terzis, F. Tramèr, "
@@ -68,6 +73,8 @@ _SOURCES = {
     "Inference Attacks against Machine Learning Models, CCS 2022",
     "rmia-online, rmia-offline": "S. Zarifzadeh, P. Liu, R. Shokri, Low-Cost High-Power Membership "
     "Inference Attacks, ICML 2024",
+    "label-only attacks": "C. A. Choquette-Choo, F. Tramèr, N. Carlini, N. Papernot, Label-Only "
+    "Membership Inference Attacks, ICML 2021 (arXiv 2007.14321)",
     "quantile-regression": "M. Bertran et al., "
     "Scalable Membership Inference Attacks via Quantile Regression, NeurIPS 2023",
 }
@@ -324,6 +331,7 @@ def write_report(findings: Findings, drawings: Sequence[Drawing | Missing]) -> s
             ),
         ),
         ("ablation", "From the loss to LiRA, step by step", _ablation(findings)),
+        ("label-only", "Label-only attacks", _label_only(findings, drawn)),
         ("budget", "What more models and more views give", _budgets(findings, drawn)),
         ("thresholds", "Thresholds an attacker can choose", _thresholds(findings)),
         ("accuracy", "Accuracy and overfitting", _accuracy(findings, drawn)),
@@ -560,6 +568,86 @@ def _ablation(findings: Findings) -> str:
         "examples; in the second each example has its own, from models that did not train on it; "
         "in the third, from models that did and did not.</p>" + _table(table)
     )
+
+
+def _label_only(findings: Findings, drawn: Mapping[str, Drawing]) -> str:
+    found = findings.metrics.get("label_only")
+    if not found:
+        return (
+            "<p>What can be told from labels alone was not asked of the models; to ask: "
+            f"<code>{_LABEL_ONLY}</code>, and then attack again.</p>"
+        )
+    sources, targets = found["sources"], found["targets"]
+    words = (
+        "<p>These attacks see no confidence, only the label that a model gives to an image and to "
+        "changed copies of it. Thresholds, kinds of copies and attack networks are tuned on "
+        f"{len(sources)} source model{'s' * (len(sources) != 1)}, which the attacker owns, and the "
+        f"figures are of {len(targets)} target{'s' * (len(targets) != 1)} in {found['blocks']} "
+        f"block{'s' * (found['blocks'] != 1)}, on at most {found['examples']:,} examples. Beside "
+        "them, tuned and judged in the same way, are attacks that see confidences: "
+        "<code>confidence</code> the largest one, whatever its class; under MemGuard, which serves "
+        "the same confidences for every image, nothing is left to it, while labels stay as they "
+        "are. <code>confidence-true-label</code> knows the right class too; under MemGuard it "
+        "would be <code>gap</code>. Shaded: the label-only attack that is strongest on the source "
+        "models.</p>"
+    )
+    names = [entry["name"] for entry in found["attacks"]]
+    strongest = names.index(found["strongest"]) if found["strongest"] else None
+    table = label_only_table(findings.metrics)
+    assert table is not None
+    body = words + _table(table, strongest) + _tuned(found)
+    body += _figures(drawn, "label_only_roc", "label_only_distances", "label_only_queries")
+    budgets = budget_table(findings.metrics)
+    if budgets is not None:
+        body += _details("By the number of queries, as a table", _table(budgets))
+    body += _outliers(findings)
+    if found["not_run"]:
+        rows = tuple(
+            (Cell(_title(entry), code=entry["name"]), Cell(entry["reason"]))
+            for entry in found["not_run"]
+        )
+        body += _table(Table("Not run", ("attack", "why"), rows, words=2))
+    return body
+
+
+def _tuned(found: Mapping[str, Any]) -> str:
+    """What each attack tuned, and how well it then does on the models it tuned it on."""
+    rows = tuple(
+        (
+            Cell(_title(entry), code=entry["name"]),
+            Cell(entry["chosen"] or "–"),
+            share_cell(entry["source_balanced_accuracy"], None),
+            *(share_cell(entry["decision"][key], None) for key in ("balanced_accuracy", "tpr")),
+            share_cell(entry["decision"]["fpr"], None),
+            Cell(f"{entry['examples']:,}"),
+        )
+        for entry in found["attacks"]
+    )
+    heads = (
+        "attack", "tuned beside the threshold", "balanced accuracy on sources", "on targets",
+        "members found", "falsely accused", "examples",
+    )  # fmt: skip
+    return _details(
+        "What was tuned, and what the decisions come to",
+        _table(Table("Decisions by thresholds from the source models: percent", heads, rows, 2)),
+    )
+
+
+def _outliers(findings: Findings) -> str:
+    table = outlier_table(findings.metrics)
+    if table is None:
+        return ""
+    found = findings.metrics["label_only"]["outliers"]
+    words = (
+        f"<h3>Outliers</h3><p>The {len(found['examples']):,} most isolated examples, by the last "
+        "layer's inputs under the source models: neighbours are examples within a cosine distance "
+        f"δ that {100 * found['near']:g}\u00a0% of all pairs lie within "
+        f"({', '.join(f'{delta:.3g}' for delta in found['delta'])}). Outliers have "
+        f"{found['neighbours']:.3g} on average, all examples {found['neighbours_of_all']:.3g}. The "
+        "decisions are those above; the question is whether an accusation is surer where the "
+        "example is unlike all others.</p>"
+    )
+    return words + _table(table)
 
 
 def _budgets(findings: Findings, drawn: Mapping[str, Drawing]) -> str:

@@ -140,6 +140,120 @@ def ablation_table(metrics: Mapping[str, Any]) -> Table | None:
     )
 
 
+def label_only_table(metrics: Mapping[str, Any]) -> Table | None:
+    """Attacks on labels, and beside them on confidences; None where live models were not asked.
+
+    Balanced accuracy is that of decisions by the source models' threshold.
+    """
+    found = metrics.get("label_only")
+    if not found:
+        return None
+    rows = []
+    for entry in found["attacks"]:
+        less = {key: value for key, value in entry.items() if key != "balanced_accuracy"}
+        decided = entry["decision"]
+        queries = entry["label_queries"]
+        rows.append(
+            (
+                Cell(entry["title"], code=entry["name"]),
+                Cell(entry["sees"]),
+                Cell("–" if queries is None else f"{queries:,.0f}"),
+                share_cell(decided["balanced_accuracy"], decided["balanced_accuracy_ci"]),
+                *attack_cells(less),
+            )
+        )
+    return Table(
+        caption="Label-only attacks, and others beside them: percent, 95 % interval in brackets",
+        heads=("attack", "sees", "labels asked", "balanced accuracy", "AUC", *attack_heads()),
+        rows=tuple(rows),
+        words=2,
+        notes=(
+            "Balanced accuracy: of decisions by a threshold from the source models. Labels asked: "
+            "of a target, for each example",
+            *_notes(rows),
+        ),
+    )
+
+
+def budget_table(metrics: Mapping[str, Any]) -> Table | None:
+    """The boundary attack within each number of queries; None where it was not run."""
+    points = (metrics.get("label_only") or {}).get("by_budget")
+    if not points:
+        return None
+    rows = []
+    for point in points:
+        decided = point["decision"]
+        less = {key: value for key, value in point.items() if key != "balanced_accuracy"}
+        accuracy = share_cell(decided["balanced_accuracy"], decided["balanced_accuracy_ci"])
+        rows.append((Cell(f"{point['queries']:,}"), accuracy, *attack_cells(less)))
+    return Table(
+        caption="The boundary attack by the number of label queries: percent, 95 % interval in "
+        "brackets",
+        heads=("labels asked", "balanced accuracy", "AUC", *attack_heads()),
+        rows=tuple(rows),
+        notes=_notes(rows),
+    )
+
+
+def outlier_table(metrics: Mapping[str, Any]) -> Table | None:
+    """Precision of decisions on the most isolated examples and on all; None where not known."""
+    found = (metrics.get("label_only") or {}).get("outliers")
+    if not found or not found["attacks"]:
+        return None
+    rows = []
+    for entry in found["attacks"]:
+        cells = [Cell(entry["title"], code=entry["name"]), Cell(f"{entry['outliers']:,}")]
+        for figure in ("precision", "tpr"):
+            for of in ("of_outliers", "of_all"):
+                cells.append(share_cell(entry[of][figure], entry[of][f"{figure}_ci"]))
+        rows.append(tuple(cells))
+    return Table(
+        caption="Decisions on outliers and on all examples: percent, 95 % interval in brackets",
+        heads=(
+            "attack", "outliers", "precision on outliers", "precision on all",
+            "members found among outliers", "among all",
+        ),
+        rows=tuple(rows),
+        notes=("Precision as if half of the candidates were members",),
+    )  # fmt: skip
+
+
+def label_only_csv(metrics: Mapping[str, Any]) -> str:
+    """One line per attack and, for the boundary attack, per number of queries; shares."""
+    found = metrics["label_only"]
+    rows: list[dict[str, Any]] = []
+    lines = [(entry["name"], entry) for entry in found["attacks"]]
+    lines += [("boundary-by-queries", point) for point in found["by_budget"]]
+    for name, entry in lines:
+        asked = entry.get("queries", entry["label_queries"])
+        row = {
+            "name": name,
+            "sees": entry["sees"],
+            "chosen": entry["chosen"],
+            "label_queries": "" if asked is None else asked,
+            "targets": entry["targets"],
+            "examples": entry["examples"],
+            "source_balanced_accuracy": entry["source_balanced_accuracy"],
+        }
+        measured = {
+            key: (entry["decision"][key], entry["decision"][f"{key}_ci"])
+            for key in ("balanced_accuracy", "precision", "tpr", "fpr")
+        }
+        measured["auc"] = (entry["auc"], entry["auc_ci"])
+        for key in FPRS:
+            measured[f"tpr_at_fpr_{key}"] = (entry["tpr_at_fpr"][key], entry["tpr_at_fpr_ci"][key])
+        for key, (value, interval) in measured.items():
+            low, high = interval or ("", "")
+            row |= {key: "" if value is None else value, f"{key}_lo": low, f"{key}_hi": high}
+        for key in FPRS:
+            row |= {
+                f"expected_false_positives_{key}": entry["expected_false_positives"][key],
+                f"few_false_positives_{key}": entry["few_false_positives"][key],
+            }
+        rows.append(row)
+    return to_csv(list(rows[0]), [list(row.values()) for row in rows])
+
+
 def _notes(rows: Iterable[Iterable[Cell]]) -> tuple[str, ...]:
     return (f"* {FEW}",) if any(cell.few for row in rows for cell in row) else ()
 
@@ -228,8 +342,13 @@ def latex_text(text: str) -> str:
 
 
 def files(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """`table.md`, `table.tex` and, where the ladders were run, `ablation.md`, `ablation.tex`."""
-    tables = {"table": main_table(metrics), "ablation": ablation_table(metrics)}
+    """`table`, `ablation` where the ladders were run, and `label_only` where live models were
+    asked, each as `.md` and `.tex`."""
+    tables = {
+        "table": main_table(metrics),
+        "ablation": ablation_table(metrics),
+        "label_only": label_only_table(metrics),
+    }
     return {
         f"{name}.{ending}": render(table)
         for name, table in tables.items()

@@ -49,10 +49,36 @@ def summary(metrics: Mapping[str, Any], out: Path) -> str:
         )
     for entry in metrics["not_run"]:
         lines.append(f"Not run: {entry['name']}, which {entry['reason']}.")
+    if metrics.get("label_only"):
+        lines += _label_only(metrics["label_only"])
     if metrics["null_check"] is not None:
         lines.append(_null(metrics["null_check"]))
     lines.append(f"Written to {out}: report.html, metrics.json, table.csv, figures/, …")
     return "\n".join(lines)
+
+
+def _label_only(found: Mapping[str, Any]) -> list[str]:
+    """Balanced accuracy of label-only attacks, the strongest and those that readers compare."""
+    entries = {entry["name"]: entry for entry in found["attacks"]}
+    names = dict.fromkeys(
+        name
+        for name in (found["strongest"], "gap", "boundary", "confidence", "confidence-memguard")
+        if name in entries
+    )
+    shown = []
+    for name in names:
+        decided = entries[name]["decision"]
+        shown.append(
+            f"{name} {_cell(decided['balanced_accuracy'], decided['balanced_accuracy_ci'])}"
+        )
+    sources, targets = len(found["sources"]), len(found["targets"])
+    lines = [
+        f"Label-only, thresholds from {sources} source model{'s' * (sources > 1)}, {targets} "
+        f"target{'s' * (targets > 1)}; balanced accuracy: {', '.join(shown)}."
+    ]
+    if found["not_run"]:
+        lines.append(f"Not run: {', '.join(entry['name'] for entry in found['not_run'])}.")
+    return lines
 
 
 def _setting(metrics: Mapping[str, Any]) -> str:

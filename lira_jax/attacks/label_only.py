@@ -337,9 +337,7 @@ def _best_network(
         best = int(np.argmax(accuracy))
         views, words = tried[best]
         network = _fit(own[..., views], member)
-        scores = [
-            network(np.asarray(row, np.float64)[:, views]) for row in inputs.values[sources:]
-        ]
+        scores = [network(np.asarray(row, np.float64)[:, views]) for row in inputs.values[sources:]]
     return _tuned(answers, "labels", unseen[best], np.stack(scores), queries(views), words)
 
 

@@ -8,8 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from lira_jax.figures import budgets, histograms, roc
-from lira_jax.figures.findings import Band, Curve, Findings, Vulnerability, statistic_curves
+from lira_jax.figures import budgets, histograms, label_only, roc
+from lira_jax.figures.findings import (
+    Band,
+    Curve,
+    Findings,
+    LabelOnly,
+    Vulnerability,
+    statistic_curves,
+)
 from lira_jax.figures.style import STYLES, Drawing, Missing, style_of
 from lira_jax.storage import write_whole
 
@@ -19,6 +26,7 @@ __all__ = [
     "Curve",
     "Drawing",
     "Findings",
+    "LabelOnly",
     "Missing",
     "Vulnerability",
     "draw",
@@ -42,7 +50,12 @@ _OTHER_RUNS = (
 
 def draw(findings: Findings) -> list[Drawing | Missing]:
     """Every figure, in the order of the report."""
-    made = [*roc.every(findings), *histograms.every(findings), *budgets.every(findings)]
+    made = [
+        *roc.every(findings),
+        *histograms.every(findings),
+        *budgets.every(findings),
+        *label_only.every(findings),
+    ]
     return made + [Missing(*words) for words in _OTHER_RUNS]
 
 

@@ -63,6 +63,18 @@ STYLES: dict[str, tuple[str, Line]] = {
     "quantile-regression": (PINK, "-"),
     "gradient-norm": (INDIGO, "-."),
     "lira-online-gradient-norm": (INDIGO, "-"),
+    "confidence": (INDIGO, "--"),
+    "confidence-memguard": (INDIGO, ":"),
+    "confidence-true-label": (BLACK, "-"),
+    "gap": (BLACK, "--"),
+    "augmentation-rotation": (SKY, "-."),
+    "augmentation-translation": (SKY, ":"),
+    "noise-gaussian": (PINK, "--"),
+    "noise-bernoulli": (PINK, (0, (6.0, 1.5))),
+    "boundary": (RED, "-."),
+    "combined": (ORANGE, "-."),
+    "lira-label-only": (WINE, "-"),
+    "carlini-wagner": (OLIVE, "--"),
 }
 _OWN_COLOURS = (GREY, WINE, OLIVE, INDIGO)
 _OWN_LINES: tuple[Line, ...] = (

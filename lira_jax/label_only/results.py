@@ -38,9 +38,9 @@ def results(
         targets' own ROC.
 
         strongest: of those that see labels, the one of the greatest balanced accuracy on the
-        source models; None if none was run. by_budget: the same figures of the boundary attack for each number of
-        queries. outliers: precision on the most isolated examples, or None. not_run: name, title
-        and reason.
+        source models; None if none was run. by_budget: the same figures of the boundary attack for
+        each number of queries. outliers: precision on the most isolated examples, or None.
+        not_run: name, title and reason.
 
         And what figures are drawn from.
     """
