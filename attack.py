@@ -78,7 +78,8 @@ def main(arguments: Sequence[str]) -> None:
         chosen = parse(CompareArguments, None, text, arguments[1:])
         print(compare.compare([as_path(run) for run in chosen.runs], as_path(chosen.out)))
         return
-    arguments = with_value("--label_only", arguments)
+    for flag in ("--label-only", "--label_only"):
+        arguments = with_value(flag, arguments)
     run = value_of("--run", arguments)
     experiment = run_dir.read_config(as_path(run)) if run is not None else Experiment()
     parsed = parse(Arguments, Arguments(attack=experiment.attack), TEXT, arguments)

@@ -49,6 +49,7 @@ def write(findings: Findings, out: Path) -> list[str]:
     | `table.csv`, `.md`, `.tex`; `ablation.md`, `.tex` | the tables |
     | `label_only.csv`, `.md`, `.tex` | the table of label-only attacks, where models were asked |
     | `roc.npz` | per attack `NAME.fpr`, `NAME.tpr`, and the band `NAME.band_fpr`, `_lo`, `_hi` |
+    | | the same as `label_only.NAME`, of label-only attacks and those beside them |
     | `vulnerability.csv` | a line per example, most exposed first |
     | `figures/*.pdf`, `*.png` | the figures |
     | `report.html` | all of it on one page |
@@ -75,7 +76,9 @@ def write(findings: Findings, out: Path) -> list[str]:
         )
     if metrics.get("label_only"):
         texts["label_only.csv"] = tables.label_only_csv(metrics)
-    arrays = _curve_arrays(findings.curves)
+    of_labels = findings.label_only.curves if findings.label_only else {}
+    named = {f"label_only.{name}": curve for name, curve in of_labels.items()}
+    arrays = _curve_arrays({**findings.curves, **named})
     write_whole(out / "roc.npz", lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
     drawn = figures.write(drawings, out / "figures")
     # What an earlier attack on other scores left, and this one has none of.

@@ -48,17 +48,15 @@ def value_of(flag: str, arguments: Sequence[str]) -> str | None:
 
 
 def with_value(flag: str, arguments: Sequence[str]) -> list[str]:
-    """`--some_flag` or `--some-flag` without a value, as `--some_flag True`; other arguments as
-    they are."""
-    spelled = []
-    for place, argument in enumerate(arguments):
-        spelled.append(argument)
-        following = arguments[place + 1 : place + 2]
-        if argument.replace("-", "_") == flag.replace("-", "_") and (
-            not following or following[0].startswith("-")
-        ):
-            spelled[-1:] = [flag, "True"]
-    return spelled
+    """The arguments with `--flag True` for `--flag` wherever no value follows, so that every flag
+    takes one."""
+    following = [*arguments[1:], None]
+    return [
+        f"{flag}=True"
+        if argument == flag and (after is None or after.startswith("-"))
+        else argument
+        for argument, after in zip(arguments, following, strict=True)
+    ]
 
 
 def positional(arguments: Sequence[str]) -> Path | None:

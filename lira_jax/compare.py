@@ -83,8 +83,9 @@ class Run:
         settings: dotted names to values; empty for scores that were made elsewhere.
         held_out, gap: mean accuracy on non-members, and of members less it, over models, each with
             its 95 % interval by Student's t; None where accuracy is not known.
-        label_only: entries of label-only attacks and of those beside them, by name; empty where
-            live models were not asked.
+        label_only: balanced accuracy by the source models' threshold and its interval, of
+            label-only attacks and of those beside them, by name; empty where live models were not
+            asked.
         strongest: the label-only attack that is strongest on the source models.
     """
 
@@ -96,7 +97,7 @@ class Run:
     settings: dict[str, Any]
     held_out: tuple[float, float, float] | None
     gap: tuple[float, float, float] | None
-    label_only: dict[str, dict[str, Any]]
+    label_only: dict[str, tuple[float, float, float]]
     strongest: str | None
 
     @property
@@ -241,7 +242,7 @@ def _from_metrics(run: Path, name: str, folder: Path, metrics: dict[str, Any]) -
         settings=_settings_of(run, metrics),
         held_out=held_out,
         gap=gap,
-        label_only={one["name"]: one for one in found["attacks"]},
+        label_only={one["name"]: _decided(one["decision"]) for one in found["attacks"]},
         strongest=found["strongest"],
     )
 
@@ -348,18 +349,14 @@ def _beside(run: Run) -> tuple[str, str, str]:
     return "confidence", "gap", run.strongest or ""
 
 
-def _decided(run: Run, name: str) -> tuple[float, float, float] | None:
-    """Balanced accuracy, by the source models' threshold, and its interval."""
-    if name not in run.label_only:
-        return None
-    decision = run.label_only[name]["decision"]
+def _decided(decision: dict[str, Any]) -> tuple[float, float, float]:
     value = float(decision["balanced_accuracy"])
-    low, high = decision["balanced_accuracy_ci"] or (value, value)
-    return value, low, high
+    low, high = decision["balanced_accuracy_ci"]
+    return value, float(low), float(high)
 
 
 def _decided_cell(run: Run, name: str) -> Cell:
-    found = _decided(run, name)
+    found = run.label_only.get(name)
     return Cell("–") if found is None else share_cell(found[0], found[1:])
 
 
@@ -395,7 +392,7 @@ def _records(runs: Sequence[Run]) -> list[dict[str, Any]]:
             record["strongest_label_only"] = run.strongest or ""
             titles = ("confidence", "gap", "label_only")
             for title, name in zip(titles, _beside(run), strict=True):
-                value, low, high = _decided(run, name) or ("", "", "")
+                value, low, high = run.label_only.get(name) or ("", "", "")
                 column = f"{title}_balanced_accuracy"
                 record |= {column: value, f"{column}_lo": low, f"{column}_hi": high}
             record["dp_epsilon"] = _dp_epsilon(run.metrics) or ""
@@ -515,9 +512,9 @@ def _draw_defences(runs: Sequence[Run], key: str) -> dict[str, bytes]:
             rate = run.entry["tpr_at_fpr"][key]
             interval = (run.entry.get("tpr_at_fpr_ci") or {}).get(key) or (rate, rate)
             points = [
-                (panels[0], _decided(run, "confidence"), False, 0.0),
-                (panels[1], _decided(run, "gap"), True, 0.0),
-                (panels[1], _decided(run, run.strongest or ""), False, 0.0),
+                (panels[0], run.label_only.get("confidence"), False, 0.0),
+                (panels[1], run.label_only.get("gap"), True, 0.0),
+                (panels[1], run.label_only.get(run.strongest or ""), False, 0.0),
                 (panels[2], (rate, *interval), is_few(run.entry, key), floor),
             ]
             accuracy, low, high = (100 * value for value in run.held_out)

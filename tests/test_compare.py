@@ -117,6 +117,52 @@ def test_without_accuracy_the_figure_of_it_is_not_drawn_and_the_text_says_so(tmp
     assert rows(tmp_path / "out")[0]["gap"] == ""
 
 
+def label_only(**accuracies):
+    """Results of label-only attacks; the last one is the strongest."""
+    attacks = []
+    for name, value in accuracies.items():
+        decision = {
+            "balanced_accuracy": value,
+            "balanced_accuracy_ci": [value - 0.02, value + 0.02],
+        }
+        attacks.append({"name": name, "decision": decision})
+    return {"attacks": attacks, "strongest": attacks[-1]["name"]}
+
+
+def test_label_only_attacks_are_compared_where_runs_have_them(tmp_path):
+    write_run(tmp_path / "plain", 1.5, label_only=label_only(confidence=0.8, gap=0.7, boundary=0.9))
+    write_run(tmp_path / "unasked", 1.0)
+    guarded = label_only(confidence=0.5, gap=0.71, combined=0.72)
+    write_run(tmp_path / "dp", 0.1, label_only=guarded, versions={"dp_epsilon": "7.5312"})
+    text = compare([tmp_path / name for name in ("plain", "unasked", "dp")], tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
+        [*FILES, "defences.pdf", "defences.png"]
+    )
+    assert "so not in defences.png: unasked; make them with" in text
+    assert "dp (ε = 7.53)" in text
+    found = rows(tmp_path / "out")
+    assert [row["strongest_label_only"] for row in found] == ["boundary", "", "combined"]
+    assert [row["label_only_balanced_accuracy"] for row in found] == ["0.9", "", "0.72"]
+    assert [row["gap_balanced_accuracy"] for row in found] == ["0.7", "", "0.71"]
+    assert float(found[0]["confidence_balanced_accuracy_lo"]) == pytest.approx(0.78)
+    assert [row["dp_epsilon"] for row in found] == ["", "", "7.5312"]
+
+
+def test_runs_without_label_only_results_have_no_columns_of_them(two, tmp_path):
+    text = compare(two[:2], tmp_path / "out")
+    assert "label" not in text.split("Written to")[0]
+    assert "gap_balanced_accuracy" not in rows(tmp_path / "out")[0]
+
+
+def test_refuses_damaged_label_only_results(two, tmp_path):
+    broken = ([{"decision": {}}], [{"name": "gap", "decision": {}}], [{"name": "gap"}], 3)
+    for place, attacks in enumerate(broken):
+        odd = tmp_path / f"odd{place}"
+        write_run(odd, label_only={"attacks": attacks, "strongest": None})
+        message = refusal(tmp_path, lambda odd=odd: compare([two[0], odd], tmp_path / "out"))
+        assert "damaged" in message
+
+
 def test_refuses_a_run_without_results_with_the_command_that_makes_them(two, tmp_path):
     (tmp_path / "bare").mkdir()
     message = refusal(tmp_path, lambda: compare([two[0], tmp_path / "bare"], tmp_path / "out"))

@@ -325,3 +325,53 @@ def test_thinning_keeps_points_of_the_curve_and_its_ends():
 def test_senseless_arguments_are_refused(scores, member, word):
     with pytest.raises(ValueError, match=word):
         evaluation.roc(np.array(scores), np.array(member))
+
+
+def test_folds_may_be_named_target_by_target_and_be_of_unequal_size():
+    rng = np.random.default_rng(0)
+    scores, member = rng.normal(size=(6, 80)), rng.random((6, 80)) < 0.5
+    pairs = np.array([7, 7, 2, 2, 5, 5])
+    in_order = np.argsort(pairs, kind="stable")
+    for function in (evaluation.intervals, evaluation.shadow_thresholds):
+        named = function(scores, member, pairs)
+        for one in (named, expected := function(scores[in_order], member[in_order], 2)):
+            one.pop("band", None)
+        assert named == expected
+    mixed = np.array([0, 0, 0, 1, 2, 2])
+    assert evaluation.intervals(scores, member, mixed)["over"] == "targets and examples"
+    assert evaluation.intervals(scores, member, np.zeros(6, int))["over"] == "examples"
+
+
+@pytest.mark.parametrize("folds", [[0, 0, 1, 1, 2, 2], [0, 1, 1, 1, 2, 0], [3] * 6])
+def test_decisions_equal_a_count_over_repeated_rows_and_columns(monkeypatch, folds):
+    monkeypatch.setattr(evaluation, "REPLICATES", 60)
+    rng = np.random.default_rng(1)
+    member = rng.random((6, 50)) < 0.4
+    positive = rng.random((6, 50)) < 0.3 + 0.4 * member
+    found = evaluation.decisions(positive, member, np.array(folds), seed=3)
+
+    def figures(said, true):
+        tpr, fpr = said[true].mean(), said[~true].mean()
+        return {"tpr": tpr, "fpr": fpr, "balanced_accuracy": (tpr + 1 - fpr) / 2,
+                "precision": tpr / (tpr + fpr)}  # fmt: skip
+
+    units = [np.flatnonzero(np.array(folds) == one) for one in np.unique(folds)]
+    weights = evaluation._resamples(len(units), 50, 3, 60)
+    drawn = []
+    for replicate in range(60):
+        rows = [unit for unit, count in zip(units, weights.folds[:, replicate], strict=True)
+                for _ in range(int(count))]  # fmt: skip
+        columns = np.repeat(np.arange(50), weights.examples[:, replicate].astype(int))
+        chosen = np.ix_(np.concatenate(rows), columns)
+        drawn.append(figures(positive[chosen], member[chosen]))
+    for name, value in figures(positive, member).items():
+        assert found[name] == pytest.approx(value)
+        expected = np.percentile([one[name] for one in drawn], [2.5, 97.5])
+        assert found[f"{name}_ci"] == pytest.approx(list(expected))
+
+
+def test_decisions_that_accuse_nobody_have_no_precision():
+    member = np.arange(40).reshape(2, 20) % 2 == 0
+    found = evaluation.decisions(np.zeros((2, 20), bool), member, 1)
+    assert (found["balanced_accuracy"], found["balanced_accuracy_ci"]) == (0.5, [0.5, 0.5])
+    assert (found["precision"], found["precision_ci"]) == (None, None)

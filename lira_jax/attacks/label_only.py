@@ -255,21 +255,27 @@ def _augmentation(name: str) -> Callable[[LabelAnswers], Attacked]:
 
 def _combined(answers: LabelAnswers) -> Attacked:
     distances = answers.answers["combined"]
-    copies, budget = distances.values.shape[2], distances.settings["budget"]
+    copies = distances.values.shape[2]
     tried = [(np.arange(copies), f"d = {int(distances.settings['distance'])}")]
-    return _best_network(answers, distances, tried, lambda views: float(len(views) * budget))
+    spent = copies * _spent(answers, "combined", distances.settings["budget"])
+    return _best_network(answers, distances, tried, lambda views: spent)
 
 
 def _boundary(answers: LabelAnswers) -> Attacked:
-    distances = answers.answers["boundary"].values[..., -1]
-    return _by_threshold(answers, distances, "labels", _spent(answers))
+    boundary = answers.answers["boundary"]
+    return _by_threshold(answers, boundary.values[..., -1], "labels", _spent_on_boundary(answers))
 
 
-def _spent(answers: LabelAnswers) -> float:
-    """Labels asked of a target for an example's distance, on average; the budget if not known."""
-    spent = answers.answers.get("boundary_queries")
+def _spent_on_boundary(answers: LabelAnswers) -> float:
+    budget = answers.answers["boundary"].settings["checkpoints"][-1]
+    return _spent(answers, "boundary", budget)
+
+
+def _spent(answers: LabelAnswers, name: str, budget: float) -> float:
+    """Labels asked of a target for one distance, on average; the budget if it is not known."""
+    spent = answers.answers.get(f"{name}_queries")
     if spent is None:
-        return float(answers.answers["boundary"].settings["checkpoints"][-1])
+        return float(budget)
     return float(spent.values[answers.sources :].mean(dtype=np.float64))
 
 
@@ -279,8 +285,7 @@ def _carlini_wagner(answers: LabelAnswers) -> Attacked:
 
 def _lira(answers: LabelAnswers) -> Attacked:
     distances = np.asarray(answers.answers["boundary"].values[..., -1], np.float64)
-    own = distances[: answers.sources]
-    positive = own[own > 0]
+    positive = distances[: answers.sources][distances[: answers.sources] > 0]
     if not positive.size:
         raise NotRun("needs distances above 0 under the source models")
     scores = np.log1p(distances / np.median(positive))[..., np.newaxis]
@@ -306,10 +311,9 @@ def _lira(answers: LabelAnswers) -> Attacked:
         )
         return found["lira-online-shrinkage"]
 
-    return _tuned(
-        answers, "labels", ratios(scores[: answers.sources]), ratios(None), _spent(answers),
-        rule.words, rows,
-    )  # fmt: skip
+    own = ratios(scores[: answers.sources])
+    spent = _spent_on_boundary(answers)
+    return _tuned(answers, "labels", own, ratios(None), spent, rule.words, rows)
 
 
 def _best_network(

@@ -14,6 +14,7 @@ All of it lies in `RUN/label_only/`, made by `score.py --label-only`. Arrays hav
 | `boundary.npy` | distance reached within each number of queries | [E, N, C] |
 | `boundary_queries.npy` | label queries spent on it, exactly | [E, N] |
 | `combined.npy` | distance of each translated copy, identity first | [E, N, 1 + 4d] |
+| `combined_queries.npy` | label queries spent on each of these, exactly | [E, N, 1 + 4d] |
 | `carlini_wagner.npy` | distance found with gradients | [E, N] |
 | `features.npy` | the last layer's inputs, of source models | [E, N, F] |
 | `NAME.json` | the settings that each was made with, see SETTINGS | – |
@@ -60,7 +61,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
 # Every array, in the order of the table above.
 ARRAYS = (
     "correct", "rotation", "translation", "noise", "flips", "boundary", "boundary_queries",
-    "combined", "carlini_wagner", "features",
+    "combined", "combined_queries", "carlini_wagner", "features",
 )  # fmt: skip
 # The largest answer; distances have no largest.
 _MOST = {"correct": 1.0, "rotation": 1.0, "translation": 1.0, "noise": 1.0, "flips": 1.0}
@@ -359,8 +360,7 @@ def _read(run: Path, name: str, sources: int, models: int, examples: int) -> Ans
     path = folder / f"{name}.npy"
     if not path.is_file():
         return None
-    # Spent on the distances, and so made with their settings.
-    record = "boundary" if name == "boundary_queries" else name
+    record = name.removesuffix("_queries")  # spent on distances, and made with their settings
     settings = read_settings(folder, record)
     needs = ("examples", *SETTINGS[record])
     if settings is None or not all(need in settings for need in needs):
@@ -396,7 +396,7 @@ def _inner_shape(name: str, settings: Mapping[str, Any]) -> Sequence[int | None]
             return (1 + 2 * len(settings["rotations"]),)
         case "translation":
             return (1 + sum(4 * int(d) for d in settings["translations"]),)
-        case "combined":
+        case "combined" | "combined_queries":
             return (1 + 4 * int(settings["distance"]),)
         case "noise" | "flips":
             return (len(settings[name]),)
