@@ -31,10 +31,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int32, Key
+from jaxtyping import Array, Bool, Int32, Key
 
 from lira_jax.config import DefenceConfig, Experiment
 from lira_jax.errors import InputError
