@@ -318,7 +318,7 @@ def test_a_missing_library_is_named_with_its_extra(tiny, tmp_path, monkeypatch):
 def test_a_run_with_dp_sgd_is_bitwise_the_same_in_groups_and_keeps_its_epsilon(
     tiny, tmp_path, capsys
 ):
-    experiment = dataclasses.replace(private(tiny), network=SMALL)
+    experiment = dataclasses.replace(private(tiny, dp_noise=4.0), network=SMALL)
     weights = []
     for group, devices in ((1, 1), (2, 2)):
         run = tmp_path / f"{group}-{devices}"
@@ -337,6 +337,7 @@ def test_a_run_with_dp_sgd_is_bitwise_the_same_in_groups_and_keeps_its_epsilon(
 
 
 def test_clipping_without_noise_trains_and_says_that_epsilon_is_infinite(tiny, tmp_path):
-    quiet = private(with_train(tiny, epochs=1), dp_noise=0.0)
+    quiet = private(with_train(tiny, epochs=1, models=2), dp_noise=0.0)
+    quiet = dataclasses.replace(quiet, network=SMALL)
     training.train(quiet, tmp_path / "quiet", jax.devices()[:1])
     assert run_dir.read_versions(tmp_path / "quiet")["dp_epsilon"] == "inf"
