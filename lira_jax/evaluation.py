@@ -334,6 +334,45 @@ def decisions(
         positives if half of the candidates are members, None where nothing is called a member; and
         of each its interval, such as tpr_ci.
     """
+    exact, drawn = _rates(positive, member, fold, seed)
+    found: dict[str, Any] = {}
+    for name, figure in _OF_DECISIONS.items():
+        value = float(figure(*exact)[0])
+        replicates = figure(*drawn)
+        known = replicates[np.isfinite(replicates)]
+        found[name] = value if np.isfinite(value) else None
+        found[f"{name}_ci"] = _percentiles(known) if np.isfinite(value) else None
+    return found
+
+
+def difference(
+    first: Bool[np.ndarray, "T E"],
+    second: Bool[np.ndarray, "T E"],
+    member: Bool[np.ndarray, "T E"],
+    fold: Fold,
+    seed: int = 0,
+) -> tuple[float, list[float]]:
+    """By how much the first decisions' balanced accuracy exceeds the second's, and the interval.
+
+    Both are drawn together in every replicate, so that what hard targets and examples do to both
+    cancels out.
+
+    Args:
+        first, second: what is called a member, by two attacks on the same, or by one attack on two
+            runs whose models trained on the same examples.
+        member, fold, seed: as in `decisions`.
+    """
+    exact, drawn = zip(*(_rates(one, member, fold, seed) for one in (first, second)), strict=True)
+    accuracy = _OF_DECISIONS["balanced_accuracy"]
+    replicates = accuracy(*drawn[0]) - accuracy(*drawn[1])
+    value = float((accuracy(*exact[0]) - accuracy(*exact[1]))[0])
+    return value, _percentiles(replicates[np.isfinite(replicates)])
+
+
+def _rates(
+    positive: Bool[np.ndarray, "T E"], member: Bool[np.ndarray, "T E"], fold: Fold, seed: int
+) -> tuple[list[Float[np.ndarray, " 1"]], list[Float[np.ndarray, " R"]]]:
+    """FPR and TPR of decisions, as they are and in each replicate."""
     rows = _rows(fold, len(member))
     weights = _resamples(len(rows), member.shape[1], seed, REPLICATES)
     exact, drawn = [], []
@@ -343,14 +382,7 @@ def decisions(
         total = _drawn(chosen, rows, weights)
         # A replicate of a handful of examples may hold members alone.
         drawn.append(_drawn(hits, rows, weights) / np.where(total > 0, total, np.nan))
-    found: dict[str, Any] = {}
-    for name, figure in _OF_DECISIONS.items():
-        value = float(figure(*exact)[0])
-        replicates = figure(*drawn)
-        known = replicates[np.isfinite(replicates)]
-        found[name] = value if np.isfinite(value) else None
-        found[f"{name}_ci"] = _percentiles(known) if np.isfinite(value) else None
-    return found
+    return exact, drawn
 
 
 def _precision_of(

@@ -78,6 +78,20 @@ def share_cell(value: float | None, interval: Sequence[float] | None, few: bool 
     return Cell(percent(value), between, few)
 
 
+def difference_cell(value: float | None, interval: Sequence[float] | None) -> Cell:
+    """A difference of two shares and its interval, in percentage points, with signs."""
+    if value is None or interval is None:
+        return Cell("–")
+    low, high = (_signed(end) for end in interval)
+    return Cell(_signed(value), f"{low} to {high}")
+
+
+def _signed(value: float) -> str:
+    # Rounded first, so that what is shown as 0 has no sign.
+    points = round(100 * value, 1)
+    return f"{points:+.1f}".replace("-", "−") if points else "0.0"
+
+
 def attack_cells(entry: Mapping[str, Any], keys: Iterable[str] = FPRS) -> tuple[Cell, ...]:
     """AUC, balanced accuracy (if the entry has it) and TPRs of an attack, with intervals."""
     cells = [share_cell(entry["auc"], entry.get("auc_ci"))]
@@ -159,17 +173,27 @@ def label_only_table(metrics: Mapping[str, Any]) -> Table | None:
                 Cell(entry["sees"]),
                 Cell("–" if queries is None else f"{queries:,.0f}"),
                 share_cell(decided["balanced_accuracy"], decided["balanced_accuracy_ci"]),
+                difference_cell(entry["over_gap"], entry["over_gap_ci"]),
                 *attack_cells(less),
             )
         )
     return Table(
         caption="Label-only attacks, and others beside them: percent, 95 % interval in brackets",
-        heads=("attack", "sees", "labels asked", "balanced accuracy", "AUC", *attack_heads()),
+        heads=(
+            "attack",
+            "sees",
+            "labels asked",
+            "balanced accuracy",
+            "over gap",
+            "AUC",
+            *attack_heads(),
+        ),
         rows=tuple(rows),
         words=2,
         notes=(
-            "Balanced accuracy: of decisions by a threshold from the source models. Labels asked: "
-            "of a target, for each example",
+            "Balanced accuracy: of decisions by a threshold from the source models. Over gap: by "
+            "how many points it exceeds the gap attack's on the same targets and examples. Labels "
+            "asked: of a target, for each example",
             *_notes(rows),
         ),
     )
@@ -239,6 +263,7 @@ def label_only_csv(metrics: Mapping[str, Any]) -> str:
             key: (entry["decision"][key], entry["decision"][f"{key}_ci"])
             for key in ("balanced_accuracy", "precision", "tpr", "fpr")
         }
+        measured["over_gap"] = (entry["over_gap"], entry["over_gap_ci"])
         measured["auc"] = (entry["auc"], entry["auc_ci"])
         for key in FPRS:
             measured[f"tpr_at_fpr_{key}"] = (entry["tpr_at_fpr"][key], entry["tpr_at_fpr_ci"][key])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
-from sklearn.metrics import roc_auc_score, roc_curve
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score, roc_curve
 
 from lira_jax import evaluation
 
@@ -368,6 +368,33 @@ def test_decisions_equal_a_count_over_repeated_rows_and_columns(monkeypatch, fol
         assert found[name] == pytest.approx(value)
         expected = np.percentile([one[name] for one in drawn], [2.5, 97.5])
         assert found[f"{name}_ci"] == pytest.approx(list(expected))
+
+
+def test_two_decisions_are_compared_on_the_same_draws(monkeypatch):
+    monkeypatch.setattr(evaluation, "REPLICATES", 60)
+    rng = np.random.default_rng(2)
+    member = rng.random((4, 50)) < 0.5
+    first, second = (rng.random((4, 50)) < 0.3 + gain * member for gain in (0.5, 0.2))
+    fold = np.array([0, 0, 1, 1])
+    value, (low, high) = evaluation.difference(first, second, member, fold, seed=3)
+    weights = evaluation._resamples(2, 50, 3, 60)
+    drawn = []
+    for replicate in range(60):
+        rows = np.repeat([0, 1, 2, 3], np.repeat(weights.folds[:, replicate].astype(int), 2))
+        columns = np.repeat(np.arange(50), weights.examples[:, replicate].astype(int))
+        chosen = np.ix_(rows, columns)
+        drawn.append(
+            np.subtract(*(
+                balanced_accuracy_score(member[chosen].ravel(), said[chosen].ravel())
+                for said in (first, second)
+            ))
+        )  # fmt: skip
+    assert value == pytest.approx(
+        balanced_accuracy_score(member.ravel(), first.ravel())
+        - balanced_accuracy_score(member.ravel(), second.ravel())
+    )
+    assert (low, high) == pytest.approx(tuple(np.percentile(drawn, [2.5, 97.5])))
+    assert evaluation.difference(first, first, member, fold) == (0.0, [0.0, 0.0])
 
 
 def test_decisions_that_accuse_nobody_have_no_precision():

@@ -34,8 +34,9 @@ def results(
         else was tuned; label_queries; examples, that it was run on; source_balanced_accuracy;
         decision: what the threshold from the source models reaches on the targets (balanced
         accuracy, precision at even odds, TPR, FPR, as in `evaluation.decisions`, and threshold,
-        None if nothing is called a member); and what every attack's entry has, which is of the
-        targets' own ROC.
+        None if nothing is called a member); over_gap and over_gap_ci, by how much that balanced
+        accuracy exceeds the gap attack's on the same targets and examples, None where there is no
+        gap attack; and what every attack's entry has, which is of the targets' own ROC.
 
         strongest: of those that see labels, the one of the greatest balanced accuracy on the
         source models; None if none was run. by_budget: the same figures of the boundary attack for
@@ -47,7 +48,7 @@ def results(
     done, not_run = label_only.attack(answers, beside=beside)
     entries, curves = [], {}
     for name, attacked in done.items():
-        entry, curves[name] = _entry(answers, attacked)
+        entry, curves[name] = _entry(answers, attacked, done.get("gap"))
         entries.append({"name": name, "title": ALL_TITLES.get(name, name)} | entry)
     by_labels = [entry for entry in entries if entry["sees"] == "labels"]
     strongest = max(
@@ -55,7 +56,7 @@ def results(
     )
     by_budget = []
     for queries, attacked in label_only.by_budget(answers):
-        entry, _ = _entry(answers, attacked)
+        entry, _ = _entry(answers, attacked, done.get("gap"))
         by_budget.append({"queries": queries} | entry)
     boundary = done.get("boundary")
     targets = answers.models[answers.sources :]
@@ -90,10 +91,17 @@ def _fold(answers: LabelAnswers, attacked: Attacked) -> np.ndarray:
     return np.array(answers.models)[answers.sources + attacked.rows] // answers.block
 
 
-def _entry(answers: LabelAnswers, attacked: Attacked) -> tuple[dict[str, Any], Curve]:
+def _entry(
+    answers: LabelAnswers, attacked: Attacked, gap: Attacked | None
+) -> tuple[dict[str, Any], Curve]:
     member, fold = _members(answers, attacked), _fold(answers, attacked)
     entry, curve = judged(attacked.targets, member, fold)
-    decision = evaluation.decisions(attacked.targets >= attacked.threshold, member, fold)
+    positive = attacked.targets >= attacked.threshold
+    decision = evaluation.decisions(positive, member, fold)
+    over_gap, over_gap_ci = None, None
+    if gap is not None:
+        of_gap = gap.targets[attacked.rows, : member.shape[1]] >= gap.threshold
+        over_gap, over_gap_ci = evaluation.difference(positive, of_gap, member, fold)
     finite = np.isfinite(attacked.threshold)
     return {
         "sees": attacked.sees,
@@ -102,6 +110,8 @@ def _entry(answers: LabelAnswers, attacked: Attacked) -> tuple[dict[str, Any], C
         "examples": member.shape[1],
         "source_balanced_accuracy": attacked.on_sources,
         "decision": {"threshold": attacked.threshold if finite else None} | decision,
+        "over_gap": over_gap,
+        "over_gap_ci": over_gap_ci,
         **entry,
     }, curve
 

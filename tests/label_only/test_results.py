@@ -73,6 +73,19 @@ def test_decisions_are_by_the_threshold_of_the_source_model_and_blocks_are_drawn
     assert last["decision"] == entry(metrics, "boundary")["decision"]
 
 
+def test_what_an_attack_adds_to_gap_is_counted_on_the_same_pairs(found):
+    given, metrics, _ = found
+    member = given.keep[1:, :300]
+    for name in ("boundary", "confidence"):
+        one = entry(metrics, name)
+        gap = decisions(given.answers["correct"].values[1:] > 0.5, member, np.arange(8) // 2)
+        expected = one["decision"]["balanced_accuracy"] - gap["balanced_accuracy"]
+        assert one["over_gap"] == pytest.approx(expected)
+        low, high = one["over_gap_ci"]
+        assert low < one["over_gap"] < high
+    assert (entry(metrics, "gap")["over_gap"], entry(metrics, "gap")["over_gap_ci"]) == (0, [0, 0])
+
+
 def test_precision_on_outliers_is_that_of_the_same_decisions(found):
     given, metrics, _ = found
     examples = outliers.find(given.answers["features"].values).examples
