@@ -425,6 +425,11 @@ def check(experiment: Experiment) -> Experiment:
             raise InputError(f"{name} = {flat[name]}: must be above 0")
     if not 0 < experiment.attack.fpr < 1:
         raise InputError(f"attack.fpr = {experiment.attack.fpr}: must be above 0 and below 1")
+    if experiment.defence.adversarial and experiment.defence.dp_clip:
+        raise InputError(
+            f"defence.adversarial = {experiment.defence.adversarial}: its inference network sees "
+            "members without noise, so no ε of DP-SGD would hold; set it or defence.dp_clip to 0"
+        )
     _, block = keep_fraction(experiment.train.keep)
     if experiment.train.models % block:
         raise InputError(
@@ -476,6 +481,8 @@ def differences(old: Experiment, new: Experiment) -> list[tuple[str, Any, Any]]:
         if before[name] != after[name]
         and not (name == "train.keep" and keep_fraction(before[name]) == keep_fraction(after[name]))
         and not (name == "data.canary_kind" and not before["data.canaries"])
+        # A digest tells whether the weights are the same.
+        and not (name == "defence.transfer_from" and before[name] and after[name])
         and name not in FREE_TO_CHANGE
         and not name.startswith(("score.", "label_only.", "attack."))
     ]

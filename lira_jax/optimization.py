@@ -11,14 +11,19 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int32, Key
 
-from lira_jax.config import TrainConfig
+from lira_jax.config import DefenceConfig, TrainConfig
+from lira_jax.defences import adversarial
 from lira_jax.networks import Network, Variables
 
 State = dict[str, Any]
 """One model in training: `variables`, `optimizer`, `step` (steps taken), `loss` (summed over the
 steps of this epoch), `ema` (the moving average before debiasing; empty when off) and `bias`
 (ema^step, the share of it that is still its start at zero; multiplied up step by step, since XLA's
-power rounds differently from program to program)."""
+power rounds differently from program to program). Defences add their own: `adversary` and
+`early_stopping`, see there."""
+
+
+NO_DEFENCE = DefenceConfig()
 
 
 def paper_schedule(peak: float, steps: int) -> optax.Schedule:
@@ -92,28 +97,37 @@ def cross_entropy(
 
 
 def train_step(
-    network: Network, config: TrainConfig, steps: int
-) -> Callable[
-    [State, Float[Array, "B H W C"], Int32[Array, "B"], Key[Array, ""]],
-    tuple[State, tuple[Float[Array, ""], Float[Array, ""]]],
-]:
-    """The function (state, images, labels, key) ↦ (state, (mean loss, accuracy)) of one step; the
-    key is for dropout."""
+    network: Network, config: TrainConfig, steps: int, defence: DefenceConfig = NO_DEFENCE
+) -> Callable[..., tuple[State, tuple[Float[Array, ""], Float[Array, ""]]]]:
+    """The function of one step.
+
+    It maps (state, images [B, H, W, C], labels [B], key for dropout) to (state, (mean loss,
+    accuracy)). With `defence.adversarial` it also takes (images, labels, key) of B held-out images.
+    """
     update = optimizer(config, steps).update
 
     def step(
-        state: State, images: Array, labels: Array, key: Array
+        state: State,
+        images: Array,
+        labels: Array,
+        key: Array,
+        held_out: tuple[Array, Array, Array] | None = None,
     ) -> tuple[State, tuple[Array, Array]]:
         variables = state["variables"]
 
-        def loss_of(params: Any) -> tuple[Array, tuple[Array, Any]]:
+        def loss_of(params: Any) -> tuple[Array, Any]:
             logits, rest = network.apply_train({**variables, "params": params}, images, key)
             loss = cross_entropy(logits, labels, config.label_smoothing)
-            return loss, (jnp.mean(jnp.argmax(logits, 1) == labels), rest)
+            own = {}
+            total = loss
+            if held_out is not None:
+                others = network.apply_train(variables, held_out[0], held_out[2])[0], held_out[1]
+                own["adversary"] = adversarial.step(state["adversary"], (logits, labels), others)
+                gain = adversarial.member_gain(own["adversary"]["params"], (logits, labels))
+                total = loss + defence.adversarial * gain
+            return total, (loss, jnp.mean(jnp.argmax(logits, 1) == labels), rest, own)
 
-        (loss, (accuracy, rest)), gradient = jax.value_and_grad(loss_of, has_aux=True)(
-            variables["params"]
-        )
+        gradient, (loss, accuracy, rest, own) = jax.grad(loss_of, has_aux=True)(variables["params"])
         change, optimizer_state = update(gradient, state["optimizer"], variables["params"])
         variables = {"params": optax.apply_updates(variables["params"], change), "rest": rest}
         averages = state["ema"]
@@ -123,7 +137,8 @@ def train_step(
                 averages,
                 variables,
             )
-        state = {
+        state = state | {
+            **own,
             "variables": variables,
             "optimizer": optimizer_state,
             "step": state["step"] + 1,
