@@ -29,7 +29,7 @@ from lira_jax import checkpoints, datasets, ensemble, membership, networks, opti
 from lira_jax.checkpoints import Group
 from lira_jax.config import Experiment, check, keep_fraction
 from lira_jax.datasets import Dataset
-from lira_jax.defences import adversarial, early_stopping, transfer
+from lira_jax.defences import adversarial, dp_sgd, early_stopping, transfer
 from lira_jax.errors import InputError
 from lira_jax.interrupts import StopRequest, stop_requests
 from lira_jax.networks import Network, Variables
@@ -139,9 +139,16 @@ def total_steps(experiment: Experiment, members: int) -> int:
 
 def build_network(experiment: Experiment, data: Candidates) -> Network:
     """The network of an experiment for its images and classes."""
-    return networks.build(
-        experiment.network, data.image_shape, data.classes, experiment.train.dtype
+    network = networks.build(
+        experiment.network,
+        data.image_shape,
+        data.classes,
+        experiment.train.dtype,
+        experiment.defence.dropout,
     )
+    if experiment.defence.dp_clip:
+        dp_sgd.check_network(network, experiment.network.arch)
+    return network
 
 
 def init_model(
@@ -152,7 +159,7 @@ def init_model(
     def init(number: Array) -> Any:
         key = jax.random.fold_in(jax.random.key(experiment.seed), number)
         state = optimization.new_state(
-            jax.random.fold_in(key, INIT), network, experiment.train, steps
+            jax.random.fold_in(key, INIT), network, experiment.train, steps, experiment.defence
         )
         if experiment.defence.adversarial:
             state["adversary"] = adversarial.begin(jax.random.fold_in(key, ADVERSARY), classes)
@@ -211,10 +218,14 @@ def steps_of_model(experiment: Experiment, network: Network, steps: int) -> Call
         def one_batch(number: Array, state: Any) -> Any:
             position = number - epoch * batches
             state = state | {"loss": jnp.where(position == 0, 0.0, state["loss"])}
-            index = order[position]
+            index, padding = order[position], list[Array]()
+            if defence.dp_clip:
+                key_batch = jax.random.fold_in(key_order, position)
+                index, *padding = dp_sgd.poisson_batch(key_batch, members, config.batch_size)
             batch = augment(images, index, jax.random.fold_in(key_augment, number))
             key_step = jax.random.fold_in(key_dropout, number)
-            return step(state, batch, labels[index], key_step, of_held_out(number))[0]
+            others = of_held_out(number)
+            return step(state, batch, labels[index], key_step, *padding, held_out=others)[0]
 
         # `model` goes through unchanged, so that its memory can be given away with the state's.
         return lax.fori_loop(start, stop, one_batch, state), model
@@ -373,15 +384,19 @@ def train(
     began = time.monotonic()
     data = candidates(experiment)
     network = build_network(experiment, data)  # refuses before anything is written
-    begun_with = versions(data.digest)
-    initial = None
+    members = int(data.keep[0].sum())
+    record, privacy, initial = versions(data.digest), "", None
     if data.held_out:
-        begun_with["held_out_digest"] = transfer.digest({"arrays": list(data.held_out)})
+        record["held_out_digest"] = transfer.digest(data.held_out)
     if experiment.defence.transfer_from:
         initial = transfer.read(experiment, network, data.images)
-        begun_with["transfer_digest"] = transfer.digest(initial)
-    write = run_dir.prepare(run, experiment, data.keep, data.labels, begun_with, repair=repair)
-    models, steps = experiment.train.models, total_steps(experiment, int(data.keep[0].sum()))
+        record["transfer_digest"] = transfer.digest(initial)
+    if experiment.defence.dp_clip:
+        epsilon = dp_sgd.epsilon(experiment, members)
+        record["dp_epsilon"] = f"{epsilon:.6g}"
+        privacy = dp_sgd.in_words(epsilon, experiment.defence.dp_delta)
+    write = run_dir.prepare(run, experiment, data.keep, data.labels, record, repair=repair)
+    models, steps = experiment.train.models, total_steps(experiment, members)
     share = shard.models(models)
     with run_dir.lock(run, "train", share):
         write()
@@ -393,7 +408,7 @@ def train(
         mesh = ensemble.models_mesh(devices)
         size = max(1, min(ensemble.group_size(experiment.train.group, mesh), len(share)))
         finished, todo = checkpoints.plan(run, models, steps, size, share)
-        _announce(run, data, experiment, shard, finished, mesh, size)
+        _announce(run, data, experiment, shard, finished, mesh, size, privacy)
         # A group smaller than the devices leaves some alone, rather than train models twice.
         on_devices = functools.cache(
             lambda count: programs(experiment, data, ensemble.models_mesh(devices[:count]), initial)
@@ -433,6 +448,8 @@ def train(
         print(
             f"{run}: shard {shard} ({which}) is trained, {len(done)} of {models} in all", flush=True
         )
+    if privacy:
+        print(f"{run}: {privacy}", flush=True)
 
 
 @dataclass(frozen=True)
@@ -462,6 +479,7 @@ def _announce(
     finished: Sequence[Group],
     mesh: Mesh,
     size: int,
+    privacy: str,
 ) -> None:
     examples, models = data.keep.shape[1], experiment.train.models
     share = shard.models(models)
@@ -481,6 +499,8 @@ def _announce(
         f"device{'s' * (mesh.size > 1)}, groups of {size}",
         flush=True,
     )
+    if privacy:
+        print(f"{run}: {privacy}", flush=True)
 
 
 def _like(group: Group, on_mesh: Programs) -> Any:

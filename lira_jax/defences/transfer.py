@@ -75,7 +75,10 @@ def begun_from(network: Network, initial: Variables | None, config: DefenceConfi
     def apply(variables: Variables, images: Array) -> Array:
         return network.apply(whole(variables, initial, config), images)
 
-    return replace(network, init=init, apply_train=apply_train, apply=apply)
+    def features(variables: Variables, images: Array) -> Array:
+        return network.features(whole(variables, initial, config), images)
+
+    return replace(network, init=init, apply_train=apply_train, apply=apply, features=features)
 
 
 def whole(variables: Variables, initial: Variables | None, config: DefenceConfig) -> Variables:
@@ -171,8 +174,8 @@ def _refuse_overlap(source: Path, images: np.ndarray, seen: np.ndarray) -> None:
         )
 
 
-def digest(variables: Variables) -> str:
-    """SHA-256 over the names, types, shapes and values of arrays, in hex."""
+def digest(variables: Any) -> str:
+    """SHA-256 over the names, types, shapes and values of a tree's arrays, in hex."""
     total = hashlib.sha256()
     for path, leaf in jax.tree.leaves_with_path(variables):
         array = np.ascontiguousarray(leaf)

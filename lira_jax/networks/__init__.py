@@ -3,7 +3,9 @@
 A network is a Flax NNX module that maps images float [B, H, W, C] in [−1, 1] to logits float32
 [B, K]. To add one: a file here and a line in `ARCHITECTURES`, or
 `arch = "package.module:function"`, a callable taking the keyword arguments
-`image_shape, classes, depth, width, dtype, rngs`.
+`image_shape, classes, depth, width, dtype, rngs`. Architectures here also take `norm` and
+`dropout`, and have a method `features`; a function of yours makes its own choice of both, and its
+module may have the method too.
 """
 
 from __future__ import annotations
@@ -53,6 +55,8 @@ class Network:
         apply: variables, images ↦ logits [B, K] in evaluation mode; each image for itself.
         apply_tuned: variables, images, key ↦ logits [B, K], in evaluation mode but for dropout: to
             train the last layer alone.
+        features: variables, images ↦ the last layer's inputs [B, F] in evaluation mode; raises
+            InputError for a user's module that has no method `features`.
     """
 
     init: Callable[[Key[Array, ""]], Variables]
@@ -62,19 +66,33 @@ class Network:
     ]
     apply: Callable[[Variables, Float[Array, "B H W C"]], Float[Array, "B K"]]
     apply_tuned: Callable[[Variables, Float[Array, "B H W C"], Key[Array, ""]], Float[Array, "B K"]]
+    features: Callable[[Variables, Float[Array, "B H W C"]], Float[Array, "B F"]]
 
 
 def build(
-    config: NetworkConfig, image_shape: tuple[int, int, int], classes: int, dtype: str = "float32"
+    config: NetworkConfig,
+    image_shape: tuple[int, int, int],
+    classes: int,
+    dtype: str = "float32",
+    dropout: float = 0.0,
 ) -> Network:
     """The network of a configuration for images [H, W, C] and K classes.
 
     Raises:
         InputError: unknown architecture, impossible depth, or a user's function that cannot be
-            imported or does not return a Flax NNX module.
+            imported, does not return a Flax NNX module, or is asked for dropout or group
+            normalisation.
     """
+    options: dict[str, Any] = {"norm": config.norm, "dropout": dropout}
     if ":" in config.arch:
+        for name, asked in (("network.norm", config.norm != "batch"), ("defence.dropout", dropout)):
+            if asked:
+                raise InputError(
+                    f'{name}: network.arch = "{config.arch}" is a function of yours, which settles '
+                    f"that itself; leave {name} out"
+                )
         make = import_function(config.arch, "network.arch")
+        options = {}
     elif config.arch in ARCHITECTURES:
         make = ARCHITECTURES[config.arch]
         offset = _DEPTH_OFFSET.get(config.arch)
@@ -97,6 +115,7 @@ def build(
             width=config.width,
             dtype=jnp.dtype(dtype),
             rngs=nnx.Rngs(key),
+            **options,
         )
 
     try:
@@ -153,4 +172,13 @@ def build(
     def apply_tuned(variables: Variables, images: Array, key: Array) -> Array:
         return merge(graph_tuned, variables, key)(images).astype(jnp.float32)
 
-    return Network(init, apply_train, apply, apply_tuned)
+    def features(variables: Variables, images: Array) -> Array:
+        model = merge(graph_eval, variables, jax.random.key(0))
+        if not hasattr(model, "features"):
+            raise InputError(
+                f'network.arch = "{config.arch}": has no method features(images) that gives the '
+                "last layer's inputs [B, F]; add one"
+            )
+        return model.features(images).astype(jnp.float32)
+
+    return Network(init, apply_train, apply, apply_tuned, features)
