@@ -253,7 +253,7 @@ def sweep(
     height, side, channels = shared[0].shape[1:]
     image_shape = (height, side, channels)
     network = networks.build(experiment.network, image_shape, CLASSES, train.dtype)
-    init = jax.jit(training.init_model(experiment, network, args.steps))
+    init = jax.jit(training.init_model(experiment, network, args.steps, CLASSES))
     state = jax.device_get(init(np.int32(0)))
     while widths and time.monotonic() < deadline:
         width = widths.pop(0)

@@ -79,7 +79,7 @@ def about_run(run: Path, experiment: Experiment) -> About:
     versions = run_dir.read_versions(run)
     about = About(
         settings=flatten(experiment),
-        versions={name: text for name, text in versions.items() if name != "data_digest"},
+        versions={name: text for name, text in versions.items() if name not in run_dir.DIGESTS},
     )
     try:
         data = datasets.load(experiment.data, experiment.seed)

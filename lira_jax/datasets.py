@@ -73,6 +73,10 @@ class Dataset:
         digest: SHA-256 over the arrays and K, in hex. Equal for equal data from any source.
         x_canary: uint8 [I, H, W, C], images to add to the training images; I may be 0.
         y_canary: int32 [I].
+        x_held_out: uint8 [H, …], images that are no candidates, for defences that need some: the
+            test split or, where there is none, the training images beyond `data.limit`; without
+            those whose mislabelled copies are canaries. H may be 0.
+        y_held_out: int32 [H].
     """
 
     name: str
@@ -86,6 +90,13 @@ class Dataset:
         default_factory=lambda: np.empty((0, 0, 0, 0), np.uint8)
     )
     y_canary: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.int32))
+    x_held_out: np.ndarray = dataclasses.field(
+        default_factory=lambda: np.empty((0, 0, 0, 0), np.uint8)
+    )
+    y_held_out: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.int32))
+
+
+_Labelled = tuple[np.ndarray, np.ndarray]  # uint8 [E, H, W, C] and int32 [E]
 
 
 class _Arrays(NamedTuple):
@@ -140,18 +151,20 @@ def load(config: DataConfig, seed: int = 0) -> Dataset:
                 "are all of one class; give a larger limit"
             )
     x_canary, y_canary = x_train[:0], y_train[:0]
+    pools = [(x_test, y_test), beyond]
     if config.canaries:
-        pools = [(x_test, y_test), beyond]
-        (x_train, y_train), (x_canary, y_canary) = _with_canaries(
+        (x_train, y_train), (x_canary, y_canary), pools = _with_canaries(
             config, seed, (x_train, y_train), pools, len(classes), where
         )
+    held_out = next((pool for pool in pools if len(pool[1])), beyond)
     held = [x_train, y_train, x_test, y_test] + [x_canary, y_canary] * bool(config.canaries)
     digest = hashlib.sha256(f"{len(classes)} classes".encode())
     for array in held:
         digest.update(f"{array.dtype} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).reshape(-1).data)
+    canary = x_canary, y_canary
     return Dataset(
-        name, x_train, y_train, x_test, y_test, classes, digest.hexdigest(), x_canary, y_canary
+        name, x_train, y_train, x_test, y_test, classes, digest.hexdigest(), *canary, *held_out
     )
 
 
@@ -185,20 +198,20 @@ def candidates(data: Dataset, block: int) -> tuple[np.ndarray, np.ndarray]:
 def _with_canaries(
     config: DataConfig,
     seed: int,
-    train: tuple[np.ndarray, np.ndarray],
-    pools: Sequence[tuple[np.ndarray, np.ndarray]],
+    train: _Labelled,
+    pools: list[_Labelled],
     classes: int,
     where: str,
-) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """The training images and labels that stay, and the canaries."""
+) -> tuple[_Labelled, _Labelled, list[_Labelled]]:
+    """The training images that stay, the canaries, and what stays of the pools."""
     count, (x_train, y_train) = config.canaries, train
     # A stream of its own: masks are of (seed, block), probes of (seed, model, 1).
     random = np.random.default_rng((seed, 0, 2))
     if config.canary_kind == "noise":
         pixels = random.integers(0, 256, (count, *x_train.shape[1:]), np.uint8)
-        return train, (pixels, random.integers(0, classes, count, np.int32))
-    pool = next((pool for pool in pools if len(pool[1]) >= count), None)
-    if pool is None:
+        return train, (pixels, random.integers(0, classes, count, np.int32)), pools
+    place = next((place for place, pool in enumerate(pools) if len(pool[1]) >= count), None)
+    if place is None:
         left = max(len(y_train) - count, 0)
         if len(np.unique(y_train[:left])) < 2:
             raise InputError(
@@ -206,9 +219,14 @@ def _with_canaries(
                 f"images of {where}, of which too few would be left; give fewer"
             )
         pool, train = (x_train[left:], y_train[left:]), (x_train[:left], y_train[:left])
+    else:
+        pool = pools[place]
     chosen = np.sort(random.choice(len(pool[1]), count, replace=False))
     wrong = (pool[1][chosen] + random.integers(1, classes, count)) % classes
-    return train, (pool[0][chosen], wrong.astype(np.int32))
+    if place is not None:
+        rest = np.delete(pool[0], chosen, 0), np.delete(pool[1], chosen)
+        pools = [*pools[:place], rest, *pools[place + 1 :]]
+    return train, (pool[0][chosen], wrong.astype(np.int32)), pools
 
 
 # The checks, the same for every source.

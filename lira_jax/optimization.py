@@ -12,7 +12,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int32, Key
 
 from lira_jax.config import DefenceConfig, TrainConfig
-from lira_jax.defences import dp_sgd
+from lira_jax.defences import adversarial, dp_sgd
 from lira_jax.networks import Network, Variables
 
 NO_DEFENCE = DefenceConfig()
@@ -21,7 +21,8 @@ State = dict[str, Any]
 """One model in training: `variables`, `optimizer`, `step` (steps taken), `loss` (summed over the
 steps of this epoch), `ema` (the moving average before debiasing; empty when off) and `bias`
 (ema^step, the share of it that is still its start at zero; multiplied up step by step, since XLA's
-power rounds differently from program to program)."""
+power rounds differently from program to program). Defences add their own: `adversary` and
+`early_stopping`, see there."""
 
 
 def paper_schedule(peak: float, steps: int) -> optax.Schedule:
@@ -120,26 +121,38 @@ def train_step(
 ) -> Callable[..., tuple[State, tuple[Float[Array, ""], Float[Array, ""]]]]:
     """The function (state, images [B, H, W, C], labels [B], key) ↦ (state, (mean loss, accuracy))
     of one step; the key is for dropout and the noise of DP-SGD. With DP-SGD it takes another
-    argument, bool [B]: which examples are padding."""
+    argument, bool [B]: which examples are padding. With adversarial regularisation it takes
+    `held_out`: images and labels of B held-out images, and a key for their dropout."""
     update = optimizer(config, steps, defence).update
 
     def step(
-        state: State, images: Array, labels: Array, key: Array, *padding: Bool[Array, "B"]
+        state: State,
+        images: Array,
+        labels: Array,
+        key: Array,
+        *padding: Bool[Array, "B"],
+        held_out: tuple[Array, Array, Array] | None = None,
     ) -> tuple[State, tuple[Array, Array]]:
         variables = state["variables"]
 
         def loss_of(
             params: Any, images: Array, labels: Array, key: Array
-        ) -> tuple[Array, tuple[Array, Any]]:
+        ) -> tuple[Array, tuple[Array, Array, Any, State]]:
             logits, rest = network.apply_train({**variables, "params": params}, images, key)
             loss = cross_entropy(logits, labels, config.label_smoothing)
-            return loss, (jnp.mean(jnp.argmax(logits, 1) == labels), rest)
+            own, total = {}, loss
+            if held_out is not None:
+                others = network.apply_train(variables, held_out[0], held_out[2])[0], held_out[1]
+                own["adversary"] = adversarial.step(state["adversary"], (logits, labels), others)
+                gain = adversarial.member_gain(own["adversary"]["params"], (logits, labels))
+                total = loss + defence.adversarial * gain
+            return total, (loss, jnp.mean(jnp.argmax(logits, 1) == labels), rest, own)
 
         if defence.dp_clip:
             differentiate = dp_sgd.value_and_gradient(loss_of, defence, config.batch_size)
         else:
             differentiate = jax.value_and_grad(loss_of, has_aux=True)
-        (loss, (accuracy, rest)), gradient = differentiate(
+        (_, (loss, accuracy, rest, own)), gradient = differentiate(
             variables["params"], images, labels, key, *padding
         )
         change, optimizer_state = update(gradient, state["optimizer"], variables["params"])
@@ -151,7 +164,8 @@ def train_step(
                 averages,
                 variables,
             )
-        state = {
+        state = state | {
+            **own,
             "variables": variables,
             "optimizer": optimizer_state,
             "step": state["step"] + 1,

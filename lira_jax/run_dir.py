@@ -34,6 +34,12 @@ SCORES = "scores.npy"
 LOGITS = "logits.npy"
 SCORE_PARTS = "score_parts"
 _RETRAIN = "run train.py again, or give train.py --repair True"
+# What config.toml holds the SHA-256 of under [run], beside versions.
+DIGESTS = {
+    "data_digest": "the data",
+    "held_out_digest": "the held-out images",
+    "transfer_digest": "the weights of defence.transfer_from",
+}
 
 
 @contextmanager
@@ -105,7 +111,8 @@ def prepare(
     that change no trained weight. Every shard does this; what they write is the same.
 
     Args:
-        versions: library versions and the digest of the data, kept in config.toml under [run].
+        versions: library versions and the digests of `DIGESTS` that there are, kept in config.toml
+            under [run].
         repair: write masks and labels anew where they are damaged.
 
     Returns:
@@ -131,12 +138,14 @@ def prepare(
                 f"{run}: this run has train.models = {old.train.models}, "
                 f"not {experiment.train.models}; models are only ever added"
             )
-        digest = read_versions(run)["data_digest"]
-        if digest != versions["data_digest"]:
-            raise InputError(
-                f"{run}: the data have changed since this run began (digest {digest[:12]}… before, "
-                f"{versions['data_digest'][:12]}… now); restore them or use another --run folder"
-            )
+        begun = read_versions(run)
+        for key, title in DIGESTS.items():
+            before, now = (str(found.get(key, "none")) for found in (begun, versions))
+            if before != now:
+                raise InputError(
+                    f"{run}: {title} have changed since this run began (digest {before[:12]}… "
+                    f"before, {now[:12]}… now); restore them or use another --run folder"
+                )
     elif held:
         raise InputError(
             f"{run}: is not empty and holds no run (no {CONFIG}); give --run a new folder"

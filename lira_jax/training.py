@@ -29,16 +29,17 @@ from lira_jax import checkpoints, datasets, ensemble, membership, networks, opti
 from lira_jax.checkpoints import Group
 from lira_jax.config import Experiment, check, keep_fraction
 from lira_jax.datasets import Dataset
-from lira_jax.defences import dp_sgd
+from lira_jax.defences import adversarial, dp_sgd, early_stopping, transfer
 from lira_jax.errors import InputError
 from lira_jax.interrupts import StopRequest, stop_requests
-from lira_jax.networks import Network
+from lira_jax.networks import Network, Variables
 from lira_jax.progress import Progress, say
 from lira_jax.shards import Shard
 from lira_jax.views import augmented, check_shift, plain
 
 # Streams of randomness within one model: fold_in(fold_in(key(seed), n), stream).
 INIT, ORDER, AUGMENT, DROPOUT = 0, 1, 2, 3
+ADVERSARY, HELD_OUT = 5, 6
 # Steps go to the devices in dispatches of about this long: a signal is answered between two.
 DISPATCH_SECONDS = 2.0
 
@@ -55,6 +56,8 @@ class Candidates:
         digest: of the data.
         available: examples before the last few were left out to make equal folds.
         canaries: of the examples, the last so many were inserted to be memorised.
+        held_out: images uint8 [H, …] and labels int32 [H] that are no candidates, where a defence
+            needs them.
     """
 
     images: UInt8[np.ndarray, "E H W C"]
@@ -64,6 +67,7 @@ class Candidates:
     digest: str
     available: int
     canaries: int = 0
+    held_out: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -95,6 +99,7 @@ def candidates(experiment: Experiment) -> Candidates:
         digest=data.digest,
         available=len(data.x_train) + len(data.x_canary),
         canaries=len(data.x_canary),
+        held_out=_held_out(experiment, data),
     )
     members = int(keep[0].sum())
     if experiment.train.batch_size > members:
@@ -109,6 +114,21 @@ def candidates(experiment: Experiment) -> Candidates:
             f"{found.image_shape[0]}×{found.image_shape[1]}"
         )
     return found
+
+
+def _held_out(experiment: Experiment, data: Dataset) -> tuple[np.ndarray, np.ndarray] | None:
+    """Images and labels that are no candidates, if a defence needs them."""
+    defence = experiment.defence
+    for name in ("early_stopping", "adversarial"):
+        value = getattr(defence, name)
+        if value and not len(data.y_held_out):
+            raise InputError(
+                f"defence.{name} = {value}: needs held-out images, and {data.name} has no test "
+                "split left for it; set data.limit so that some training images are left over"
+            )
+    if defence.early_stopping or defence.adversarial:
+        return data.x_held_out, data.y_held_out
+    return None
 
 
 def total_steps(experiment: Experiment, members: int) -> int:
@@ -131,14 +151,21 @@ def build_network(experiment: Experiment, data: Candidates) -> Network:
     return network
 
 
-def init_model(experiment: Experiment, network: Network, steps: int) -> Callable[[Array], Any]:
+def init_model(
+    experiment: Experiment, network: Network, steps: int, classes: int
+) -> Callable[[Array], Any]:
     """The function n ↦ state of model n before training."""
 
     def init(number: Array) -> Any:
         key = jax.random.fold_in(jax.random.key(experiment.seed), number)
-        return optimization.new_state(
+        state = optimization.new_state(
             jax.random.fold_in(key, INIT), network, experiment.train, steps, experiment.defence
         )
+        if experiment.defence.adversarial:
+            state["adversary"] = adversarial.begin(jax.random.fold_in(key, ADVERSARY), classes)
+        if experiment.defence.early_stopping:
+            state["early_stopping"] = early_stopping.begin(state["variables"])
+        return state
 
     return init
 
@@ -148,13 +175,19 @@ def steps_of_model(experiment: Experiment, network: Network, steps: int) -> Call
 
     It maps ((state, model), start, stop, images, labels) to (state, model) after steps `start` …
     `stop` − 1, counted from 0 over all epochs. `model` holds `number` [] and `members` [M]. Bounds
-    are arguments, so that one program serves any number of steps.
+    are arguments, so that one program serves any number of steps. Adversarial regularisation also
+    takes held-out images and labels.
     """
-    config, private = experiment.train, experiment.defence.dp_clip > 0
-    step = optimization.train_step(network, config, steps, experiment.defence)
+    config, defence = experiment.train, experiment.defence
+    step = optimization.train_step(network, config, steps, defence)
 
     def advance(
-        state_and_model: Any, start: Array, stop: Array, images: Array, labels: Array
+        state_and_model: Any,
+        start: Array,
+        stop: Array,
+        images: Array,
+        labels: Array,
+        held_out: tuple[Array, Array] | None = None,
     ) -> Any:
         state, model = state_and_model
         members = model["members"]
@@ -166,24 +199,33 @@ def steps_of_model(experiment: Experiment, network: Network, steps: int) -> Call
         key_dropout = jax.random.fold_in(key, DROPOUT)
         order = jax.random.permutation(key_order, members)[: batches * config.batch_size]
         order = order.reshape(batches, config.batch_size)
+        augment = functools.partial(
+            augmented, mirror=config.mirror, shift=config.shift, cutout=config.cutout
+        )
+        if defence.early_stopping:
+            stop = early_stopping.last_step(state, start, stop)
+
+        def of_held_out(number: Array) -> tuple[Array, Array, Array] | None:
+            """A batch of held-out images, as those of members, labels and a key for dropout."""
+            if held_out is None:
+                return None
+            key_index, key_views, key_step = jax.random.split(
+                jax.random.fold_in(jax.random.fold_in(key, HELD_OUT), number), 3
+            )
+            index = jax.random.randint(key_index, (config.batch_size,), 0, len(held_out[1]))
+            return augment(held_out[0], index, key_views), held_out[1][index], key_step
 
         def one_batch(number: Array, state: Any) -> Any:
             position = number - epoch * batches
             state = state | {"loss": jnp.where(position == 0, 0.0, state["loss"])}
             index, padding = order[position], list[Array]()
-            if private:
+            if defence.dp_clip:
                 key_batch = jax.random.fold_in(key_order, position)
                 index, *padding = dp_sgd.poisson_batch(key_batch, members, config.batch_size)
-            batch = augmented(
-                images,
-                index,
-                jax.random.fold_in(key_augment, number),
-                mirror=config.mirror,
-                shift=config.shift,
-                cutout=config.cutout,
-            )
+            batch = augment(images, index, jax.random.fold_in(key_augment, number))
             key_step = jax.random.fold_in(key_dropout, number)
-            return step(state, batch, labels[index], key_step, *padding)[0]
+            others = of_held_out(number)
+            return step(state, batch, labels[index], key_step, *padding, held_out=others)[0]
 
         # `model` goes through unchanged, so that its memory can be given away with the state's.
         return lax.fori_loop(start, stop, one_batch, state), model
@@ -191,9 +233,12 @@ def steps_of_model(experiment: Experiment, network: Network, steps: int) -> Call
     return advance
 
 
-def metrics_of_model(experiment: Experiment, network: Network) -> Callable[..., Any]:
+def metrics_of_model(
+    experiment: Experiment, network: Network, held_out: int = 0
+) -> Callable[..., Any]:
     """The function ((state, model), images, labels) ↦ what is logged after an epoch: mean `loss`,
-    and `member_accuracy` and `nonmember_accuracy` on `model["probe"]` [2, P]."""
+    `member_accuracy` and `nonmember_accuracy` on `model["probe"]` [2, P], and what early stopping
+    tells, which judges by so many held-out images."""
 
     def metrics(state_and_model: Any, images: Array, labels: Array) -> dict[str, Array]:
         state, model = state_and_model
@@ -206,11 +251,14 @@ def metrics_of_model(experiment: Experiment, network: Network) -> Callable[..., 
         _, (member, nonmember) = lax.scan(accuracy, None, model["probe"])
         members = model["members"].shape[0]
         batches = optimization.steps_per_epoch(members, experiment.train.batch_size)
-        return {
+        found = {
             "loss": state["loss"] / batches,
             "member_accuracy": member,
             "nonmember_accuracy": nonmember,
         }
+        if experiment.defence.early_stopping:
+            found |= early_stopping.logged(state, held_out)
+        return found
 
     return metrics
 
@@ -243,6 +291,8 @@ class Programs:
         begin: numbers [G] ↦ states.
         advance: ((states, inputs), start, stop) ↦ (states, inputs) after those steps; takes the
             memory of its first argument.
+        judge: ((states, inputs), epoch) ↦ (states, inputs) after that epoch, counted from 1; what
+            early stopping does, if anything. Likewise.
         metrics: (states, inputs) ↦ what is logged after an epoch.
         finish: states ↦ the variables that are scored.
     """
@@ -250,24 +300,61 @@ class Programs:
     mesh: Mesh
     begin: Callable[[Array], Any]
     advance: Callable[[Any, np.int32, np.int32], Any]
+    judge: Callable[[Any, np.int32], Any]
     metrics: Callable[[Any], dict[str, Array]]
     finish: Callable[[Any], Any]
 
 
-def programs(experiment: Experiment, data: Candidates, mesh: Mesh) -> Programs:
-    """The programs of an experiment, with the data placed on the mesh."""
-    network = build_network(experiment, data)
+def programs(
+    experiment: Experiment, data: Candidates, mesh: Mesh, initial: Variables | None = None
+) -> Programs:
+    """The programs of an experiment, with the data placed on the mesh; `initial` of
+    `transfer.read`."""
+    config, defence = experiment.train, experiment.defence
+    own_network = build_network(experiment, data)
     steps = total_steps(experiment, int(data.keep[0].sum()))
-    over_models = functools.partial(ensemble.over_models, mesh=mesh, width=experiment.train.width)
+    initial = ensemble.put_shared(initial, mesh)
     images, labels = ensemble.put_shared((np.asarray(data.images), data.labels), mesh)
-    advance = over_models(steps_of_model(experiment, network, steps), donate=True)
-    metrics = over_models(metrics_of_model(experiment, network))
+
+    def over_models(make: Callable[[Network], Callable[..., Any]], donate: bool = False) -> Any:
+        """(models, *shared) ↦ results of the function that `make` makes of the network in use."""
+
+        def function(models: Any, initial: Any, *shared: Any) -> Any:
+            return make(transfer.begun_from(own_network, initial, defence))(models, *shared)
+
+        lifted = ensemble.over_models(function, mesh, config.width, donate=donate)
+        return lambda models, *shared: lifted(models, initial, *shared)
+
+    def finish(state: Any, initial: Any) -> Variables:
+        kept = optimization.evaluated_variables(state, config)
+        if defence.early_stopping:
+            kept = state["early_stopping"]["variables"]
+        return transfer.whole(kept, initial, defence)
+
+    # Held-out images are on the devices where they are needed, and only then.
+    for_steps: tuple[Any, ...] = ()
+    for_judge: tuple[Any, ...] = ()
+    judged_by = 0
+    if data.held_out and defence.adversarial:
+        for_steps = (ensemble.put_shared(tuple(map(np.asarray, data.held_out)), mesh),)
+    if data.held_out and defence.early_stopping:
+        index = early_stopping.held_out_index(experiment.seed, len(data.held_out[1]))
+        judged_by = len(index)
+        for_judge = ensemble.put_shared(tuple(part[index] for part in data.held_out), mesh)
+    advance = over_models(lambda network: steps_of_model(experiment, network, steps), donate=True)
+    judge = over_models(
+        lambda network: early_stopping.judge_of_model(network, config, defence.early_stopping),
+        donate=True,
+    )
+    metrics = over_models(lambda network: metrics_of_model(experiment, network, judged_by))
+    lifted_finish = ensemble.over_models(finish, mesh, config.width)
     return Programs(
         mesh=mesh,
-        begin=over_models(init_model(experiment, network, steps)),
-        advance=lambda group, start, stop: advance(group, start, stop, images, labels),
+        begin=over_models(lambda network: init_model(experiment, network, steps, data.classes)),
+        advance=lambda group, start, stop: advance(group, start, stop, images, labels, *for_steps),
+        judge=lambda group, epoch: judge(group, epoch, *for_judge) if for_judge else group,
         metrics=lambda group: metrics(group, images, labels),
-        finish=over_models(lambda state: optimization.evaluated_variables(state, experiment.train)),
+        finish=lambda state: lifted_finish(state, initial),
     )
 
 
@@ -296,9 +383,14 @@ def train(
     """
     began = time.monotonic()
     data = candidates(experiment)
-    build_network(experiment, data)  # refuses what cannot be built before anything is written
+    network = build_network(experiment, data)  # refuses before anything is written
     members = int(data.keep[0].sum())
-    record, privacy = versions(data.digest), ""
+    record, privacy, initial = versions(data.digest), "", None
+    if data.held_out:
+        record["held_out_digest"] = transfer.digest(data.held_out)
+    if experiment.defence.transfer_from:
+        initial = transfer.read(experiment, network, data.images)
+        record["transfer_digest"] = transfer.digest(initial)
     if experiment.defence.dp_clip:
         epsilon = dp_sgd.epsilon(experiment, members)
         record["dp_epsilon"] = f"{epsilon:.6g}"
@@ -319,7 +411,7 @@ def train(
         _announce(run, data, experiment, shard, finished, mesh, size, privacy)
         # A group smaller than the devices leaves some alone, rather than train models twice.
         on_devices = functools.cache(
-            lambda count: programs(experiment, data, ensemble.models_mesh(devices[:count]))
+            lambda count: programs(experiment, data, ensemble.models_mesh(devices[:count]), initial)
         )
         trained = sum(n in share for group in finished for n in group.models)
         goal = trained + sum(group.size for group in todo)
@@ -457,9 +549,10 @@ def _train_group(
         together = max(1, int(min(DISPATCH_SECONDS, between) / lasted * (until - at)))
         at = until
         if at == epoch * per_epoch:
+            both = on_mesh.judge(both, np.int32(epoch))
             metrics = ensemble.on_host(on_mesh.metrics(both), group.size)
             record = {"models": [group.first, group.last], "epoch": epoch}
-            record |= {name: [round(float(v), 6) for v in row] for name, row in metrics.items()}
+            record |= {name: [round(v, 6) for v in row.tolist()] for name, row in metrics.items()}
             log.append(record | {"seconds": round(seconds, 3)})
             seconds = 0.0
             accuracy = (
@@ -467,6 +560,9 @@ def _train_group(
                 f"non-member acc {metrics['nonmember_accuracy'].mean():.1%}, "
             )
             _refuse_non_finite(metrics["loss"], group, epoch)
+            if at < steps and np.all(metrics.get("stopped_epoch", 0)):
+                progress.advance(group.size * (steps - at), f"models {group.models} stopped early")
+                at = steps
         # Read once: a signal after this is answered a dispatch later, when it can be saved.
         stopping = stop.signum != 0
         late = time.monotonic() - saved > between

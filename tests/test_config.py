@@ -279,5 +279,13 @@ def test_another_spelling_of_the_same_keep_fraction_is_no_difference():
     assert config.differences(of(train__keep="1/2"), of(train__keep="2/4")) == []
 
 
+def test_weights_to_begin_with_may_lie_elsewhere_but_not_appear_or_vanish():
+    """That they are the same is told by their digest."""
+    none, here, there = (of(defence__transfer_from=path) for path in ("", "a", "b"))
+    assert config.differences(here, there) == []
+    assert config.differences(none, here) == [("defence.transfer_from", "", "a")]
+    assert config.differences(here, none) == [("defence.transfer_from", "a", "")]
+
+
 def test_free_fields_exist():
     assert set(config.flatten(Experiment())) >= FREE_TO_CHANGE

@@ -408,6 +408,42 @@ def test_mislabelled_canaries_are_images_that_are_nowhere_else_with_a_wrong_labe
     assert canaries <= {image.tobytes() for image in pools[source]}
 
 
+@pytest.mark.parametrize("canaries", [0, 5])
+@pytest.mark.parametrize(
+    ("test", "limit", "source"),
+    [(8, 12, "test"), (0, 12, "beyond"), (4, 0, "test"), (0, 0, "none")],
+)
+def test_held_out_images_are_neither_candidates_nor_copies_of_canaries(
+    tmp_path: Path, test: int, limit: int, source: str, canaries: int
+) -> None:
+    """The test split or, without one, the training images beyond `limit`, with their labels."""
+    path = npz(tmp_path, 20, test)
+    everything = datasets.load(DataConfig(path=path))
+    dataset = datasets.load(DataConfig(path=path, limit=limit, canaries=canaries), seed=1)
+    x, y = {
+        "test": (everything.x_test, everything.y_test),
+        "beyond": (everything.x_train[12:], everything.y_train[12:]),
+        "none": (everything.x_test, everything.y_test),
+    }[source]
+    used = {image.tobytes() for image in dataset.x_canary}
+    stays = [image.tobytes() not in used for image in x]
+    np.testing.assert_array_equal(dataset.x_held_out, x[stays])
+    np.testing.assert_array_equal(dataset.y_held_out, y[stays])
+    assert (dataset.x_held_out.dtype, dataset.y_held_out.dtype) == (np.uint8, np.int32)
+    candidates = {image.tobytes() for image in datasets.candidates(dataset, 1)[0]}
+    assert not candidates & {image.tobytes() for image in dataset.x_held_out}
+
+
+def test_where_canaries_take_the_whole_test_split_images_beyond_the_limit_are_held_out(
+    tmp_path: Path,
+) -> None:
+    path = npz(tmp_path, 20, 5)
+    dataset = datasets.load(DataConfig(path=path, limit=12, canaries=5))
+    np.testing.assert_array_equal(
+        dataset.x_held_out, datasets.load(DataConfig(path=path)).x_train[12:]
+    )
+
+
 def test_mislabelled_canaries_get_every_wrong_label_and_noise_every_label(tmp_path: Path) -> None:
     path = npz(tmp_path, 6, 600)
     dataset = datasets.load(DataConfig(path=path, canaries=600))

@@ -42,7 +42,10 @@ def linear_network() -> Network:
     def apply_train(variables, x, key):
         return apply(variables, x), {"count": variables["rest"]["count"] + 1}
 
-    return Network(init, apply_train, apply, lambda variables, x: x)
+    def apply_tuned(variables, x, key):
+        return apply(variables, x)
+
+    return Network(init, apply_train, apply, apply_tuned, lambda variables, x: x)
 
 
 def run_steps(config: TrainConfig, steps: int):

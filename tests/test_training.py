@@ -79,7 +79,7 @@ def test_models_differ_in_initial_weights_data_order_and_members(eight, alone):
     assert len({weights.tobytes() for weights in alone.values()}) == 8
     data = training.candidates(eight)
     network = training.build_network(eight, data)
-    init = training.init_model(eight, network, 20)
+    init = training.init_model(eight, network, 20, 10)
     first, second = (
         np.asarray(init(np.int32(model))["variables"]["params"]["stem"]["kernel"])
         for model in (0, 1)
@@ -311,9 +311,9 @@ def test_models_too_few_for_all_devices_leave_some_alone(small, small_alone, tmp
     """Six models in groups of four on four devices: the last two on two."""
     used = []
 
-    def programs(experiment, data, mesh, real=training.programs):
+    def programs(experiment, data, mesh, initial, real=training.programs):
         used.append(mesh.size)
-        return real(experiment, data, mesh)
+        return real(experiment, data, mesh, initial)
 
     monkeypatch.setattr(training, "programs", programs)
     run = tmp_path / "run"

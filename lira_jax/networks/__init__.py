@@ -53,6 +53,8 @@ class Network:
         apply_train: variables, images [B, H, W, C], key for dropout ↦ logits [B, K], new `rest`;
             in training mode, with batch statistics.
         apply: variables, images ↦ logits [B, K] in evaluation mode; each image for itself.
+        apply_tuned: variables, images, key ↦ logits [B, K], in evaluation mode but for dropout: to
+            train the last layer alone.
         features: variables, images ↦ the last layer's inputs [B, F] in evaluation mode; raises
             InputError for a user's module that has no method `features`.
     """
@@ -63,6 +65,7 @@ class Network:
         tuple[Float[Array, "B K"], Variables],
     ]
     apply: Callable[[Variables, Float[Array, "B H W C"]], Float[Array, "B K"]]
+    apply_tuned: Callable[[Variables, Float[Array, "B H W C"], Key[Array, ""]], Float[Array, "B K"]]
     features: Callable[[Variables, Float[Array, "B H W C"]], Float[Array, "B F"]]
 
 
@@ -124,6 +127,8 @@ def build(
         raise failure(where, error, advice) from error
     abstract.eval()
     graph_eval, _ = nnx.split(abstract)
+    abstract.set_attributes(nnx.Dropout, deterministic=False, raise_if_not_found=False)
+    graph_tuned, _ = nnx.split(abstract)
     abstract.train()
     graph_train, _ = nnx.split(abstract)
     params_like = nnx.state(abstract, nnx.Param)
@@ -164,6 +169,9 @@ def build(
     def apply(variables: Variables, images: Array) -> Array:
         return merge(graph_eval, variables, jax.random.key(0))(images).astype(jnp.float32)
 
+    def apply_tuned(variables: Variables, images: Array, key: Array) -> Array:
+        return merge(graph_tuned, variables, key)(images).astype(jnp.float32)
+
     def features(variables: Variables, images: Array) -> Array:
         model = merge(graph_eval, variables, jax.random.key(0))
         if not hasattr(model, "features"):
@@ -173,4 +181,4 @@ def build(
             )
         return model.features(images).astype(jnp.float32)
 
-    return Network(init, apply_train, apply, features)
+    return Network(init, apply_train, apply, apply_tuned, features)

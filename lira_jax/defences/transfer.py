@@ -1,0 +1,184 @@
+"""Transfer learning: models begin with the weights of a model that was trained on other images.
+
+Every model of a run begins with the variables of model 0 of another run, but for its last layer,
+whose weights are drawn anew. `transfer_tune = "all"` then trains all of them. With `"last"` the
+rest of the network stays as it is, BatchNorm statistics included, and no gradient is taken through
+it: only the last layer is in a model's state, the rest is on each device once.
+
+If the other run had seen an example that is a candidate here, every model would give it away,
+members and non-members alike; so the candidates of the two runs must differ.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Key, UInt8
+
+from lira_jax import checkpoints, datasets, networks, run_dir
+from lira_jax.config import DefenceConfig, Experiment, NetworkConfig, flatten, keep_fraction
+from lira_jax.errors import InputError
+from lira_jax.networks import Network, Variables
+from lira_jax.optimization import steps_per_epoch
+
+# The last layer is the one of these names, in users' own networks as in ours.
+LAST_LAYERS = ("dense", "head")
+
+
+def last_layer(variables: Variables, arch: str) -> str:
+    """The name of a network's last layer.
+
+    Raises:
+        InputError: a network of the user's own that has none, or two, of these names.
+    """
+    found = [name for name in LAST_LAYERS if name in variables["params"]]
+    if len(found) != 1:
+        raise InputError(
+            f'defence.transfer_from: network.arch = "{arch}" does not tell its last layer; name '
+            f"the attribute that holds it {' or '.join(LAST_LAYERS)}, and no other"
+        )
+    return found[0]
+
+
+def begun_from(network: Network, initial: Variables | None, config: DefenceConfig) -> Network:
+    """The network that a defended model trains.
+
+    Args:
+        network: of the run.
+        initial: variables of one model to begin with, last layer left out; None leaves the network
+            as it is.
+        config: `transfer_tune` tells whether the network's variables are all of `network`'s or,
+            with the others fixed, those of its last layer.
+    """
+    if initial is None:
+        return network
+
+    def init(key: Key[Array, ""]) -> Variables:
+        drawn = network.init(key)["params"]
+        new = {name: part for name, part in drawn.items() if name not in initial["params"]}
+        if config.transfer_tune == "last":
+            return {"params": new, "rest": {}}
+        return {"params": initial["params"] | new, "rest": initial["rest"]}
+
+    if config.transfer_tune == "all":
+        return replace(network, init=init)
+
+    def apply_train(variables: Variables, images: Array, key: Array) -> tuple[Array, Variables]:
+        return network.apply_tuned(whole(variables, initial, config), images, key), {}
+
+    def apply(variables: Variables, images: Array) -> Array:
+        return network.apply(whole(variables, initial, config), images)
+
+    def features(variables: Variables, images: Array) -> Array:
+        return network.features(whole(variables, initial, config), images)
+
+    return replace(network, init=init, apply_train=apply_train, apply=apply, features=features)
+
+
+def whole(variables: Variables, initial: Variables | None, config: DefenceConfig) -> Variables:
+    """All variables of the run's network, from those of `begun_from`'s."""
+    if initial is None or config.transfer_tune == "all":
+        return variables
+    return {"params": initial["params"] | variables["params"], "rest": initial["rest"]}
+
+
+def read(experiment: Experiment, network: Network, images: UInt8[np.ndarray, "E H W C"]) -> Any:
+    """The variables that the models of an experiment begin with, their last layer left out.
+
+    Args:
+        network: of the experiment.
+        images: candidates of the experiment.
+
+    Raises:
+        InputError: no run, model 0 not trained or damaged, a network that differs in more than its
+            classes, changed data, or candidates that are also candidates of that run.
+    """
+    source = Path(experiment.defence.transfer_from).expanduser()
+    theirs = run_dir.read_config(source)
+    data = datasets.load(theirs.data, theirs.seed)
+    if data.digest != run_dir.read_versions(source)["data_digest"]:
+        raise InputError(f"{source}: the data have changed since training; restore them")
+    seen, _ = datasets.candidates(data, keep_fraction(theirs.train.keep)[1])
+    shape = (seen.shape[1], seen.shape[2], seen.shape[3])
+    their_network = networks.build(theirs.network, shape, len(data.classes), theirs.train.dtype)
+    like = jax.eval_shape(their_network.init, jax.random.key(0))
+    _refuse_other_network(experiment, theirs, network, like, (images.shape[3], shape[2]))
+    _refuse_overlap(source, images, seen)
+
+    keep, _ = run_dir.read_membership(source, theirs)
+    members = int(keep[0].sum())
+    steps = theirs.train.epochs * steps_per_epoch(members, theirs.train.batch_size)
+    finished, _ = checkpoints.plan(source, len(keep), steps, len(keep))
+    group = next((group for group in finished if 0 in group.models), None)
+    if group is None:
+        raise InputError(
+            f"{source}: model 0, whose weights defence.transfer_from asks for, is not trained yet; "
+            f"run python train.py --run {shlex.quote(str(source))}"
+        )
+    rows = jax.tree.map(lambda leaf: np.empty((group.size, *leaf.shape), leaf.dtype), like)
+    variables = jax.tree.map(lambda leaf: leaf[0], checkpoints.restore(source, group, rows))
+    del variables["params"][last_layer(variables, theirs.network.arch)]
+    return variables
+
+
+def _refuse_other_network(
+    experiment: Experiment,
+    theirs: Experiment,
+    network: Network,
+    like: Variables,
+    channels: tuple[int, int],
+) -> None:
+    """Refuse a network that differs from the source's, whose variables are `like`, in more than its
+    last layer."""
+    where = f'defence.transfer_from = "{experiment.defence.transfer_from}"'
+    ours = jax.eval_shape(network.init, jax.random.key(0))
+    if theirs.network.arch == experiment.network.arch:
+        last = last_layer(ours, experiment.network.arch)
+        if _body(ours, last) == _body(like, last):
+            return
+        if channels[0] != channels[1]:
+            raise InputError(
+                f"{where}: its images have {channels[1]} channel{'s' * (channels[1] > 1)}, those "
+                f"of data.name and data.path here {channels[0]}; use images of one kind"
+            )
+    for key in (f"network.{item.name}" for item in fields(NetworkConfig)):
+        there, here = flatten(theirs)[key], flatten(experiment)[key]
+        if there != here:
+            raise InputError(f"{where}: its {key} is {there!r}, not {here!r}; make them the same")
+    raise InputError(f"{where}: its network has other weights than network.arch gives here")
+
+
+def _body(like: Variables, last: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all variables but the last layer's."""
+    body = like | {"params": {name: v for name, v in like["params"].items() if name != last}}
+    return {
+        jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(body)
+    }
+
+
+def _refuse_overlap(source: Path, images: np.ndarray, seen: np.ndarray) -> None:
+    if images.shape[1:] != seen.shape[1:]:
+        return
+    known = {image.tobytes() for image in seen}
+    shared = [number for number, image in enumerate(images) if image.tobytes() in known]
+    if shared:
+        raise InputError(
+            f"{source}: {len(shared)} of its candidates are candidates here too, first example "
+            f"{shared[0]}; make the runs disjoint: there data.limit = n, here data.skip = n"
+        )
+
+
+def digest(variables: Any) -> str:
+    """SHA-256 over the names, types, shapes and values of a tree's arrays, in hex."""
+    total = hashlib.sha256()
+    for path, leaf in jax.tree.leaves_with_path(variables):
+        array = np.ascontiguousarray(leaf)
+        total.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        total.update(array.tobytes())
+    return total.hexdigest()
