@@ -420,6 +420,7 @@ def check(experiment: Experiment) -> Experiment:
     for name in ("train.ema", "train.momentum", "train.label_smoothing", "defence.dropout"):
         if not 0 <= flat[name] < 1:
             raise InputError(f"{name} = {flat[name]}: must be at least 0 and below 1")
+    _check_dp_sgd(experiment)
     for name in ("train.learning_rate", "score.noise"):
         if not flat[name] > 0:
             raise InputError(f"{name} = {flat[name]}: must be above 0")
@@ -438,6 +439,30 @@ def check(experiment: Experiment) -> Experiment:
             f'train.keep = "{experiment.train.keep}"; give a multiple of {block}'
         )
     return experiment
+
+
+def _check_dp_sgd(experiment: Experiment) -> None:
+    """Refuse what would not be differentially private although DP-SGD is asked for."""
+    defence, network = experiment.defence, experiment.network
+    if not 0 < defence.dp_delta < 1:
+        raise InputError(f"defence.dp_delta = {defence.dp_delta}: must be above 0 and below 1")
+    if not defence.dp_clip:
+        if defence.dp_noise:
+            raise InputError(
+                f"defence.dp_noise = {defence.dp_noise}: noise hides only gradients that are "
+                "clipped; give defence.dp_clip too"
+            )
+        return
+    if network.arch in ("resnet", "wide_resnet", "speed_net") and network.norm == "batch":
+        raise InputError(
+            'network.norm = "batch": with DP-SGD (defence.dp_clip) no statistic may join the '
+            'examples of a batch; set network.norm = "group"'
+        )
+    if defence.adversarial:
+        raise InputError(
+            f"defence.adversarial = {defence.adversarial}: what its inference network learns of "
+            "members is not counted in the ε of DP-SGD; use one of the two"
+        )
 
 
 def _is_unicode(text: str) -> bool:

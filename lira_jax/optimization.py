@@ -9,10 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int32, Key
+from jaxtyping import Array, Bool, Float, Int32, Key
 
-from lira_jax.config import TrainConfig
+from lira_jax.config import DefenceConfig, TrainConfig
+from lira_jax.defences import dp_sgd
 from lira_jax.networks import Network, Variables
+
+NO_DEFENCE = DefenceConfig()
 
 State = dict[str, Any]
 """One model in training: `variables`, `optimizer`, `step` (steps taken), `loss` (summed over the
@@ -42,8 +45,11 @@ def one_cycle_schedule(peak: float, steps: int, rise: float = 0.2) -> optax.Sche
     return rate
 
 
-def optimizer(config: TrainConfig, steps: int) -> optax.GradientTransformation:
-    """The optimiser of a run of `steps` steps; weight decay joins the gradient of kernels only."""
+def optimizer(
+    config: TrainConfig, steps: int, defence: DefenceConfig = NO_DEFENCE
+) -> optax.GradientTransformation:
+    """The optimiser of a run of `steps` steps; weight decay and the L1 penalty join the gradient of
+    kernels only."""
     rate: Any = config.learning_rate
     if config.schedule == "paper":
         rate = paper_schedule(config.learning_rate, steps)
@@ -55,7 +61,19 @@ def optimizer(config: TrainConfig, steps: int) -> optax.GradientTransformation:
         "sgd": lambda: optax.sgd(rate),
         "adam": lambda: optax.adam(rate),
     }[config.optimizer]()
-    return optax.chain(optax.add_decayed_weights(config.weight_decay, mask=_kernels), update)
+    penalties = [optax.add_decayed_weights(config.weight_decay, mask=_kernels)]
+    if defence.l1:
+        penalties.append(optax.masked(l1_penalty(defence.l1), _kernels))
+    return optax.chain(*penalties, update)
+
+
+def l1_penalty(weight: float) -> optax.GradientTransformation:
+    """Adds the gradient of weight · ‖w‖₁, weight · sign(w), which is 0 at 0."""
+    return optax.stateless(
+        lambda gradient, params: jax.tree.map(
+            lambda slope, w: slope + weight * jnp.sign(w), gradient, params
+        )
+    )
 
 
 def _kernels(params: Any) -> Any:
@@ -65,13 +83,19 @@ def _kernels(params: Any) -> Any:
     )
 
 
-def new_state(key: Key[Array, ""], network: Network, config: TrainConfig, steps: int) -> State:
+def new_state(
+    key: Key[Array, ""],
+    network: Network,
+    config: TrainConfig,
+    steps: int,
+    defence: DefenceConfig = NO_DEFENCE,
+) -> State:
     """A model before its first step."""
     variables = network.init(key)
     averages = jax.tree.map(jnp.zeros_like, variables) if config.ema else {}
     return {
         "variables": variables,
-        "optimizer": optimizer(config, steps).init(variables["params"]),
+        "optimizer": optimizer(config, steps, defence).init(variables["params"]),
         "step": jnp.zeros((), jnp.int32),
         "loss": jnp.zeros((), jnp.float32),
         "ema": averages,
@@ -92,27 +116,31 @@ def cross_entropy(
 
 
 def train_step(
-    network: Network, config: TrainConfig, steps: int
-) -> Callable[
-    [State, Float[Array, "B H W C"], Int32[Array, "B"], Key[Array, ""]],
-    tuple[State, tuple[Float[Array, ""], Float[Array, ""]]],
-]:
-    """The function (state, images, labels, key) ↦ (state, (mean loss, accuracy)) of one step; the
-    key is for dropout."""
-    update = optimizer(config, steps).update
+    network: Network, config: TrainConfig, steps: int, defence: DefenceConfig = NO_DEFENCE
+) -> Callable[..., tuple[State, tuple[Float[Array, ""], Float[Array, ""]]]]:
+    """The function (state, images [B, H, W, C], labels [B], key) ↦ (state, (mean loss, accuracy))
+    of one step; the key is for dropout and the noise of DP-SGD. With DP-SGD it takes another
+    argument, bool [B]: which examples are padding."""
+    update = optimizer(config, steps, defence).update
 
     def step(
-        state: State, images: Array, labels: Array, key: Array
+        state: State, images: Array, labels: Array, key: Array, *padding: Bool[Array, "B"]
     ) -> tuple[State, tuple[Array, Array]]:
         variables = state["variables"]
 
-        def loss_of(params: Any) -> tuple[Array, tuple[Array, Any]]:
+        def loss_of(
+            params: Any, images: Array, labels: Array, key: Array
+        ) -> tuple[Array, tuple[Array, Any]]:
             logits, rest = network.apply_train({**variables, "params": params}, images, key)
             loss = cross_entropy(logits, labels, config.label_smoothing)
             return loss, (jnp.mean(jnp.argmax(logits, 1) == labels), rest)
 
-        (loss, (accuracy, rest)), gradient = jax.value_and_grad(loss_of, has_aux=True)(
-            variables["params"]
+        if defence.dp_clip:
+            differentiate = dp_sgd.value_and_gradient(loss_of, defence, config.batch_size)
+        else:
+            differentiate = jax.value_and_grad(loss_of, has_aux=True)
+        (loss, (accuracy, rest)), gradient = differentiate(
+            variables["params"], images, labels, key, *padding
         )
         change, optimizer_state = update(gradient, state["optimizer"], variables["params"])
         variables = {"params": optax.apply_updates(variables["params"], change), "rest": rest}

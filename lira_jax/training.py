@@ -29,6 +29,7 @@ from lira_jax import checkpoints, datasets, ensemble, membership, networks, opti
 from lira_jax.checkpoints import Group
 from lira_jax.config import Experiment, check, keep_fraction
 from lira_jax.datasets import Dataset
+from lira_jax.defences import dp_sgd
 from lira_jax.errors import InputError
 from lira_jax.interrupts import StopRequest, stop_requests
 from lira_jax.networks import Network
@@ -118,9 +119,16 @@ def total_steps(experiment: Experiment, members: int) -> int:
 
 def build_network(experiment: Experiment, data: Candidates) -> Network:
     """The network of an experiment for its images and classes."""
-    return networks.build(
-        experiment.network, data.image_shape, data.classes, experiment.train.dtype
+    network = networks.build(
+        experiment.network,
+        data.image_shape,
+        data.classes,
+        experiment.train.dtype,
+        experiment.defence.dropout,
     )
+    if experiment.defence.dp_clip:
+        dp_sgd.check_network(network, experiment.network.arch)
+    return network
 
 
 def init_model(experiment: Experiment, network: Network, steps: int) -> Callable[[Array], Any]:
@@ -129,7 +137,7 @@ def init_model(experiment: Experiment, network: Network, steps: int) -> Callable
     def init(number: Array) -> Any:
         key = jax.random.fold_in(jax.random.key(experiment.seed), number)
         return optimization.new_state(
-            jax.random.fold_in(key, INIT), network, experiment.train, steps
+            jax.random.fold_in(key, INIT), network, experiment.train, steps, experiment.defence
         )
 
     return init
@@ -142,8 +150,8 @@ def steps_of_model(experiment: Experiment, network: Network, steps: int) -> Call
     `stop` − 1, counted from 0 over all epochs. `model` holds `number` [] and `members` [M]. Bounds
     are arguments, so that one program serves any number of steps.
     """
-    config = experiment.train
-    step = optimization.train_step(network, config, steps)
+    config, private = experiment.train, experiment.defence.dp_clip > 0
+    step = optimization.train_step(network, config, steps, experiment.defence)
 
     def advance(
         state_and_model: Any, start: Array, stop: Array, images: Array, labels: Array
@@ -162,7 +170,10 @@ def steps_of_model(experiment: Experiment, network: Network, steps: int) -> Call
         def one_batch(number: Array, state: Any) -> Any:
             position = number - epoch * batches
             state = state | {"loss": jnp.where(position == 0, 0.0, state["loss"])}
-            index = order[position]
+            index, padding = order[position], []
+            if private:
+                key_batch = jax.random.fold_in(key_order, position)
+                index, *padding = dp_sgd.poisson_batch(key_batch, members, config.batch_size)
             batch = augmented(
                 images,
                 index,
@@ -171,7 +182,8 @@ def steps_of_model(experiment: Experiment, network: Network, steps: int) -> Call
                 shift=config.shift,
                 cutout=config.cutout,
             )
-            return step(state, batch, labels[index], jax.random.fold_in(key_dropout, number))[0]
+            key_step = jax.random.fold_in(key_dropout, number)
+            return step(state, batch, labels[index], key_step, *padding)[0]
 
         # `model` goes through unchanged, so that its memory can be given away with the state's.
         return lax.fori_loop(start, stop, one_batch, state), model
@@ -285,10 +297,14 @@ def train(
     began = time.monotonic()
     data = candidates(experiment)
     build_network(experiment, data)  # refuses what cannot be built before anything is written
-    write = run_dir.prepare(
-        run, experiment, data.keep, data.labels, versions(data.digest), repair=repair
-    )
-    models, steps = experiment.train.models, total_steps(experiment, int(data.keep[0].sum()))
+    members = int(data.keep[0].sum())
+    record, privacy = versions(data.digest), ""
+    if experiment.defence.dp_clip:
+        epsilon = dp_sgd.epsilon(experiment, members)
+        record["dp_epsilon"] = f"{epsilon:.6g}"
+        privacy = dp_sgd.in_words(epsilon, experiment.defence.dp_delta)
+    write = run_dir.prepare(run, experiment, data.keep, data.labels, record, repair=repair)
+    models, steps = experiment.train.models, total_steps(experiment, members)
     share = shard.models(models)
     with run_dir.lock(run, "train", share):
         write()
@@ -300,7 +316,7 @@ def train(
         mesh = ensemble.models_mesh(devices)
         size = max(1, min(ensemble.group_size(experiment.train.group, mesh), len(share)))
         finished, todo = checkpoints.plan(run, models, steps, size, share)
-        _announce(run, data, experiment, shard, finished, mesh, size)
+        _announce(run, data, experiment, shard, finished, mesh, size, privacy)
         # A group smaller than the devices leaves some alone, rather than train models twice.
         on_devices = functools.cache(
             lambda count: programs(experiment, data, ensemble.models_mesh(devices[:count]))
@@ -340,6 +356,8 @@ def train(
         print(
             f"{run}: shard {shard} ({which}) is trained, {len(done)} of {models} in all", flush=True
         )
+    if privacy:
+        print(f"{run}: {privacy}", flush=True)
 
 
 @dataclass(frozen=True)
@@ -369,6 +387,7 @@ def _announce(
     finished: Sequence[Group],
     mesh: Mesh,
     size: int,
+    privacy: str,
 ) -> None:
     examples, models = data.keep.shape[1], experiment.train.models
     share = shard.models(models)
@@ -388,6 +407,8 @@ def _announce(
         f"device{'s' * (mesh.size > 1)}, groups of {size}",
         flush=True,
     )
+    if privacy:
+        print(f"{run}: {privacy}", flush=True)
 
 
 def _like(group: Group, on_mesh: Programs) -> Any:

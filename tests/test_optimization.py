@@ -42,7 +42,7 @@ def linear_network() -> Network:
     def apply_train(variables, x, key):
         return apply(variables, x), {"count": variables["rest"]["count"] + 1}
 
-    return Network(init, apply_train, apply)
+    return Network(init, apply_train, apply, lambda variables, x: x)
 
 
 def run_steps(config: TrainConfig, steps: int):

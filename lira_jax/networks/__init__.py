@@ -3,7 +3,9 @@
 A network is a Flax NNX module that maps images float [B, H, W, C] in [−1, 1] to logits float32
 [B, K]. To add one: a file here and a line in `ARCHITECTURES`, or
 `arch = "package.module:function"`, a callable taking the keyword arguments
-`image_shape, classes, depth, width, dtype, rngs`.
+`image_shape, classes, depth, width, dtype, rngs`. Architectures here also take `norm` and
+`dropout`, and have a method `features`; a function of yours makes its own choice of both, and its
+module may have the method too.
 """
 
 from __future__ import annotations
@@ -51,6 +53,8 @@ class Network:
         apply_train: variables, images [B, H, W, C], key for dropout ↦ logits [B, K], new `rest`;
             in training mode, with batch statistics.
         apply: variables, images ↦ logits [B, K] in evaluation mode; each image for itself.
+        features: variables, images ↦ the last layer's inputs [B, F] in evaluation mode; raises
+            InputError for a user's module that has no method `features`.
     """
 
     init: Callable[[Key[Array, ""]], Variables]
@@ -59,19 +63,33 @@ class Network:
         tuple[Float[Array, "B K"], Variables],
     ]
     apply: Callable[[Variables, Float[Array, "B H W C"]], Float[Array, "B K"]]
+    features: Callable[[Variables, Float[Array, "B H W C"]], Float[Array, "B F"]]
 
 
 def build(
-    config: NetworkConfig, image_shape: tuple[int, int, int], classes: int, dtype: str = "float32"
+    config: NetworkConfig,
+    image_shape: tuple[int, int, int],
+    classes: int,
+    dtype: str = "float32",
+    dropout: float = 0.0,
 ) -> Network:
     """The network of a configuration for images [H, W, C] and K classes.
 
     Raises:
         InputError: unknown architecture, impossible depth, or a user's function that cannot be
-            imported or does not return a Flax NNX module.
+            imported, does not return a Flax NNX module, or is asked for dropout or group
+            normalisation.
     """
+    options: dict[str, Any] = {"norm": config.norm, "dropout": dropout}
     if ":" in config.arch:
+        for name, asked in (("network.norm", config.norm != "batch"), ("defence.dropout", dropout)):
+            if asked:
+                raise InputError(
+                    f'{name}: network.arch = "{config.arch}" is a function of yours, which settles '
+                    f"that itself; leave {name} out"
+                )
         make = import_function(config.arch, "network.arch")
+        options = {}
     elif config.arch in ARCHITECTURES:
         make = ARCHITECTURES[config.arch]
         offset = _DEPTH_OFFSET.get(config.arch)
@@ -94,6 +112,7 @@ def build(
             width=config.width,
             dtype=jnp.dtype(dtype),
             rngs=nnx.Rngs(key),
+            **options,
         )
 
     try:
@@ -145,4 +164,13 @@ def build(
     def apply(variables: Variables, images: Array) -> Array:
         return merge(graph_eval, variables, jax.random.key(0))(images).astype(jnp.float32)
 
-    return Network(init, apply_train, apply)
+    def features(variables: Variables, images: Array) -> Array:
+        model = merge(graph_eval, variables, jax.random.key(0))
+        if not hasattr(model, "features"):
+            raise InputError(
+                f'network.arch = "{config.arch}": has no method features(images) that gives the '
+                "last layer's inputs [B, F]; add one"
+            )
+        return model.features(images).astype(jnp.float32)
+
+    return Network(init, apply_train, apply, features)

@@ -8,12 +8,13 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from lira_jax.networks.layers import conv
+from lira_jax.networks.layers import Norm, conv, dropout_layer
 
 
 class ConvNet(nnx.Module):
     """3×3 convolution of w; three scales i of convolutions w·2^i and w·2^(i+1) with a 2×2 mean
     pool; a convolution to K classes, mean over pixels. Leaky ReLU, biases, no normalisation.
+    Dropout is of whole channels, the features whose mean over pixels tells the class.
 
     The paper does not state this plan; it follows its public code (METHODS: inferred). A side of
     one pixel is not pooled, so that any image size works.
@@ -27,8 +28,10 @@ class ConvNet(nnx.Module):
         width: int,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
+        norm: Norm = "batch",
+        dropout: float = 0.0,
     ):
-        del depth
+        del depth, norm
         self.stem = conv(image_shape[-1], width, bias=True, dtype=dtype, rngs=rngs)
         layers = []
         for scale in range(3):
@@ -37,12 +40,21 @@ class ConvNet(nnx.Module):
             layers.append(conv(n, 2 * n, bias=True, dtype=dtype, rngs=rngs))
         self.layers = nnx.List(layers)
         self.head = conv(8 * width, classes, bias=True, dtype=jnp.float32, rngs=rngs)
+        self.dropout = dropout_layer(dropout, rngs, broadcast_dims=(1, 2))
 
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B K"]:
+    def maps(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w F"]:
+        """The last convolution's inputs."""
         x = jax.nn.leaky_relu(self.stem(x))
         for index, layer in enumerate(self.layers):
             x = jax.nn.leaky_relu(layer(x))
             if index % 2:
                 window = tuple(min(2, side) for side in x.shape[1:3])
                 x = nnx.avg_pool(x, window, strides=window)
-        return jnp.mean(self.head(x), axis=(1, 2))
+        return x
+
+    def features(self, x: Float[Array, "B H W C"]) -> Float[Array, "B F"]:
+        """The last convolution's inputs, as their mean over pixels."""
+        return jnp.mean(self.maps(x), axis=(1, 2), dtype=jnp.float32)
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B K"]:
+        return jnp.mean(self.head(self.dropout(self.maps(x))), axis=(1, 2))

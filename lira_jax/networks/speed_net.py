@@ -19,7 +19,14 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from lira_jax.networks.conv import conv_general_dilated
-from lira_jax.networks.layers import conv, dense
+from lira_jax.networks.layers import (
+    GroupNorm,
+    Norm,
+    conv,
+    dense,
+    dropout_layer,
+    groups_of,
+)
 
 # Biases are stored divided by this, so that SGD moves them by its square more.
 BIAS_SCALE = 8.0
@@ -65,13 +72,36 @@ def max_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
     return x.reshape(batch, height, rows, width, columns, channels).max((2, 4))
 
 
-class Norm(nnx.Module):
-    """x ↦ gelu(BatchNorm(x) + 8 b): no scale, and a bias b that learns 64 times faster."""
-
-    def __init__(self, features: int, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.norm = nnx.BatchNorm(
-            features, momentum=0.9, use_bias=False, use_scale=False, dtype=dtype, rngs=rngs
+def plain_norm(
+    norm: Norm, features: int, groups: int, epsilon: float, dtype: DTypeLike | None, rngs: nnx.Rngs
+) -> nnx.Module:
+    """Batch or group normalisation without scale and bias."""
+    if norm == "group":
+        return GroupNorm(
+            features,
+            groups,
+            epsilon=epsilon,
+            use_bias=False,
+            use_scale=False,
+            dtype=dtype,
+            rngs=rngs,
         )
+    return nnx.BatchNorm(
+        features,
+        momentum=0.9,
+        epsilon=epsilon,
+        use_bias=False,
+        use_scale=False,
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+class Activation(nnx.Module):
+    """x ↦ gelu(norm(x) + 8 b): no scale, and a bias b that learns 64 times faster."""
+
+    def __init__(self, features: int, norm: Norm, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.norm = plain_norm(norm, features, groups_of(features), 1e-5, dtype, rngs)
         self.bias = nnx.Param(jnp.zeros(features))
         self.dtype = dtype
 
@@ -83,11 +113,11 @@ class Norm(nnx.Module):
 class Block(nnx.Module):
     """conv, 2×2 max pool, norm, conv, norm: what is normalised is small."""
 
-    def __init__(self, n_in: int, n_out: int, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, n_in: int, n_out: int, norm: Norm, dtype: DTypeLike, rngs: nnx.Rngs):
         self.conv1 = conv(n_in, n_out, kernel_init=pass_on, dtype=dtype, rngs=rngs)
-        self.norm1 = Norm(n_out, dtype, rngs)
+        self.norm1 = Activation(n_out, norm, dtype, rngs)
         self.conv2 = conv(n_out, n_out, kernel_init=pass_on, dtype=dtype, rngs=rngs)
-        self.norm2 = Norm(n_out, dtype, rngs)
+        self.norm2 = Activation(n_out, norm, dtype, rngs)
 
     def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B h w O"]:
         return self.norm2(self.conv2(self.norm1(max_pool(self.conv1(x)))))
@@ -105,30 +135,30 @@ class SpeedNet(nnx.Module):
         width: int,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
+        norm: Norm = "batch",
+        dropout: float = 0.0,
     ):
         del depth
         patches = 4 * image_shape[-1]
-        self.whiten = nnx.BatchNorm(
-            patches,
-            momentum=0.9,
-            epsilon=WHITEN_EPSILON,
-            use_bias=False,
-            use_scale=False,
-            rngs=rngs,
-        )
+        # Each kind of patch by itself, or the brightest would drown the others.
+        self.whiten = plain_norm(norm, patches, patches, WHITEN_EPSILON, None, rngs)
         blocks, n_in = [], 2 * patches
         for n_out in (width, 2 * width, 4 * width):
-            blocks.append(Block(n_in, n_out, dtype, rngs))
+            blocks.append(Block(n_in, n_out, norm, dtype, rngs))
             n_in = n_out
         self.blocks = nnx.List(blocks)
         self.dense = dense(n_in, classes, rngs=rngs)
+        self.dropout = dropout_layer(dropout, rngs)
         self.dtype = dtype
 
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B K"]:
+    def features(self, x: Float[Array, "B H W C"]) -> Float[Array, "B F"]:
+        """The last layer's inputs."""
         kernel = jnp.asarray(cosine_patches(x.shape[-1]))
         x = self.whiten(conv_general_dilated(x, kernel, (1, 1), "VALID"))
         x = jax.nn.gelu(jnp.concatenate([x, -x], axis=-1).astype(self.dtype))
         for block in self.blocks:
             x = block(x)
-        x = jnp.max(x, axis=(1, 2)).astype(jnp.float32)
-        return self.dense(x) * HEAD_SCALE
+        return jnp.max(x, axis=(1, 2)).astype(jnp.float32)
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B K"]:
+        return self.dense(self.dropout(self.features(x))) * HEAD_SCALE

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lira_jax.networks.layers import batch_norm
+from lira_jax.networks.layers import normalisation
 
 
 def both(features):
     """Ours and Flax's, with the same random variables."""
-    ours = batch_norm(features, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    ours = normalisation("batch", features, dtype=jnp.float32, rngs=nnx.Rngs(0))
     flax = nnx.BatchNorm(features, momentum=0.9, epsilon=1e-5, rngs=nnx.Rngs(0))
     random = np.random.default_rng(0)
     for name in ("scale", "bias", "mean", "var"):
@@ -46,7 +46,7 @@ def test_normalisation_equals_flaxs_in_values_gradients_and_statistics(training)
 
 
 def test_a_constant_channel_is_normalised_to_its_bias():
-    layer = batch_norm(2, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    layer = normalisation("batch", 2, dtype=jnp.float32, rngs=nnx.Rngs(0))
     layer.train()
     layer.bias[...] = jnp.array([0.5, -1.0])
     y = layer(jnp.full((3, 4, 4, 2), 1e3))

@@ -9,7 +9,7 @@ from jax import lax
 
 from lira_jax.config import NetworkConfig
 from lira_jax.networks import build
-from lira_jax.networks.speed_net import Norm, cosine_patches, max_pool, pass_on
+from lira_jax.networks.speed_net import Activation, cosine_patches, max_pool, pass_on
 
 
 @pytest.mark.parametrize("width", [8, 64])
@@ -56,7 +56,7 @@ def test_max_pool_takes_the_maximum_of_each_whole_window(shape):
 
 
 def test_biases_count_eightfold_so_that_sgd_moves_them_64_times_as_fast():
-    norm = Norm(2, jnp.float32, nnx.Rngs(0))
+    norm = Activation(2, jnp.float32, nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (4, 3, 3, 2))
 
     def mean_output(bias):
