@@ -47,6 +47,18 @@ def value_of(flag: str, arguments: Sequence[str]) -> str | None:
     return found
 
 
+def with_value(flag: str, arguments: Sequence[str]) -> list[str]:
+    """The arguments with `--flag True` for `--flag` wherever no value follows, so that every flag
+    takes one."""
+    following = [*arguments[1:], None]
+    return [
+        f"{flag}=True"
+        if argument == flag and (after is None or after.startswith("-"))
+        else argument
+        for argument, after in zip(arguments, following, strict=True)
+    ]
+
+
 def positional(arguments: Sequence[str]) -> Path | None:
     """The first argument that is neither a flag nor a flag's value, read ahead of parsing.
 

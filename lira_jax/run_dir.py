@@ -450,10 +450,10 @@ def assemble(run: Path, product: Product, models: int, examples: int) -> list[in
             done = max(done, last + 1)
 
     try:
-        if found.whole < models and product.settings == product.usual:
-            remove(run / product.record)  # of files deleted since
-        elif found.whole < models:
+        if found.whole < models and product.settings != product.usual:
             write_text(run / product.record, json.dumps(dict(product.settings)) + "\n")
+        elif found.whole < models and product.usual:
+            remove(run / product.record)  # of files deleted since
         # Rows count only where all files have them, so a kill between two loses none.
         for name, shape in reversed(list(product.arrays.items())):
             if found.whole < models:

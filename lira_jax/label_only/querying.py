@@ -226,8 +226,18 @@ def _tasks(experiment: Experiment, data: Candidates, asked: Asked) -> list[_Task
         product = Product(shapes, f"{name}_parts", COMMAND)
         return _Task(product, settings, examples, models, part, queries, answer)
 
-    def bits(views: Callable[[Array, Array], Array], queries: int, mean: bool = False) -> Any:
-        return _at_once(_answers(network, views, mean), queries, score.batch_size)
+    def images(each: int) -> Callable[[Mesh], tuple[int, int]]:
+        """Steps and examples per dispatch, of so many images each."""
+
+        def of_mesh(mesh: Mesh) -> tuple[int, int]:
+            batch = ensemble.score_batch(score.batch_size, each, mesh)
+            most = min(scoring.DISPATCH, scoring.DISPATCH_IMAGES // each)
+            return max(1, most // batch), batch
+
+        return of_mesh
+
+    def bits(views: Callable[[Array, Array], Array], queries: int, mean: bool = False) -> Answer:
+        return _at_once(_answers(network, views, mean), queries, images(queries))
 
     tasks = [task({"correct": ()}, 1, bits(plain, 1))]
     if asked.rotations:
@@ -257,11 +267,19 @@ def _tasks(experiment: Experiment, data: Candidates, asked: Asked) -> list[_Task
         answer = bits(flipped, queries, mean=True)
         tasks.append(task({"flips": (len(asked.flips),)}, queries, answer))
 
+    if config.features:
+        one = jax.eval_shape(plain_network.init, key)
+        image = jax.ShapeDtypeStruct((1, *data.image_shape), jnp.float32)
+        (width,) = jax.eval_shape(plain_network.features, one, image).shape[1:]
+        answer = _at_once(_features(plain_network), 0, images(1))
+        tasks.append(task({"features": (width,)}, 0, answer, models=len(asked.sources)))
+
     # The distances take as long as all else many times over: last, and in smaller parts.
     few, own_distances = asked.boundary_examples, jax.random.fold_in(key, BOUNDARY)
     of_few = {"examples": few, "part": DISTANCES_PART}
     if config.carlini_wagner:
-        answer = _at_once(_carlini_wagner(plain_network, config.carlini_wagner), 0, GRADIENTS)
+        function = _carlini_wagner(plain_network, config.carlini_wagner)
+        answer = _at_once(function, 0, lambda mesh: (1, _few(mesh, GRADIENTS)))
         tasks.append(task({"carlini_wagner": ()}, 0, answer, **of_few))
     distances = functools.partial(_distances, network, own_distances)
     if asked.checkpoints:
@@ -311,14 +329,17 @@ def _answers(
     return of_model
 
 
-def _at_once(function: Callable[..., tuple[Array, ...]], queries: int, batch_size: int) -> Answer:
+def _at_once(
+    function: Callable[..., tuple[Array, ...]],
+    queries: int,
+    dispatch: Callable[[Mesh], tuple[int, int]],
+) -> Answer:
     """Answers that a function of one model, (variables, index [S, B], images, labels) ↦ arrays
-    [S, B, …], gives in one go, with so many label queries about each example."""
-    images = max(1, queries)
+    [S, B, …], gives in one go, with so many label queries about each example; `dispatch` tells S
+    and B on a mesh."""
 
     def answer(models: Models, examples: range, tick: Tick) -> list[np.ndarray]:
-        batch = ensemble.score_batch(batch_size, images, models.mesh)
-        steps = max(1, min(scoring.DISPATCH, scoring.DISPATCH_IMAGES // images) // batch)
+        steps, batch = dispatch(models.mesh)
         found: list[list[np.ndarray]] = []
         for start in range(examples.start, examples.stop, steps * batch):
             # The last dispatch is filled up with example 0: one shape, one compilation.
@@ -338,6 +359,16 @@ def _at_once(function: Callable[..., tuple[Array, ...]], queries: int, batch_siz
         return [np.concatenate(pieces, axis=1) for pieces in zip(*found, strict=True)]
 
     return answer
+
+
+def _features(network: Network) -> Callable[..., tuple[Array]]:
+    """The function (variables, index [S, B], images, labels) ↦ (features [S, B, F],)."""
+
+    def of_model(variables: Any, index: Array, images: Array, labels: Array) -> tuple[Array]:
+        del labels
+        return (lax.map(lambda row: network.features(variables, plain(images, row)), index),)
+
+    return of_model
 
 
 def _carlini_wagner(network: Network, steps: int) -> Callable[..., tuple[Array]]:
@@ -389,7 +420,7 @@ def _distances(
             x = transforms.translated(images, index, down * batch, right * batch)
             # What fills up a batch has no label that a model gives, and so is done at once.
             truth = jnp.where(real, labels[index], -1)
-            others = plain(images, _others(len(images)))
+            others = plain(images, jnp.array(_others(len(images))))
             own = jax.random.fold_in(key, copy)
             return hop_skip_jump.start(
                 classify(variables), x, truth, index, others, own, checkpoints, chunk
@@ -404,7 +435,7 @@ def _distances(
 
     def answer(models: Models, examples: range, tick: Tick) -> list[np.ndarray]:
         begin, go_on = steps(ensemble.score_batch(batch_size, 1, models.mesh))
-        size = SEARCHES if models.mesh.devices.flat[0].platform == "cpu" else DISTANCES_PART
+        size = _few(models.mesh, SEARCHES)
         shape = (models.count, len(examples), len(moves))
         reached, queries = np.empty((*shape, len(checkpoints)), np.float32), np.empty(shape)
 
@@ -432,6 +463,11 @@ def _distances(
         return [reached, queries]
 
     return answer
+
+
+def _few(mesh: Mesh, on_cpu: int) -> int:
+    """Examples of a long dispatch: a whole part, but on a CPU so many."""
+    return on_cpu if mesh.devices.flat[0].platform == "cpu" else DISTANCES_PART
 
 
 def _others(examples: int) -> Int32[np.ndarray, " S"]:
@@ -490,7 +526,7 @@ def _make(
         together: models at a time.
     """
     units = max(1, task.queries)  # of an example under a model
-    done, queries, left = share - len(numbers), 0, 0
+    done, queries, spare = share - len(numbers), 0, 0
     total = share * task.models * units
     progress = Progress(total, done * task.models * units, f"label-only {task.name}")
 
@@ -500,9 +536,9 @@ def _make(
         progress.advance(count, text)
 
     def tick(count: int) -> None:
-        nonlocal queries, left
+        nonlocal queries, spare
         queries += count
-        left -= count
+        spare -= count
         advance(count)
         stop.check(f"{run}: stopped; run the same command again to go on")
 
@@ -513,22 +549,21 @@ def _make(
                     np.empty((len(part), task.models, *shape), np.float32)
                     for shape in task.product.arrays.values()
                 ]
-                first = 0
+                first, spare = 0, len(part) * task.models * units
                 while first < task.models:
                     rows = range(first, min(first + together, task.models))
-                    left = len(rows) * len(part) * units
                     try:
                         found = task.answer(place(rows), part, tick)
                     except jax.errors.JaxRuntimeError as error:
                         together = ensemble.halved(run, len(rows), error)
                         continue
-                    advance(left)  # what was allowed and not needed
                     for array, of_rows in zip(arrays, found, strict=True):
                         some = array[:, rows.start : rows.stop]
                         some[...] = np.moveaxis(of_rows, 0, 1).reshape(some.shape)
                     first = rows.stop
                 run_dir.write_part(run / answers.FOLDER, task.product, part.start, *arrays)
                 done += len(part)
+                advance(spare)  # what was allowed and not needed
     finally:
         progress.close()
 
