@@ -426,6 +426,12 @@ def check(experiment: Experiment) -> Experiment:
             raise InputError(f"{name} = {flat[name]}: must be above 0")
     if not 0 < experiment.attack.fpr < 1:
         raise InputError(f"attack.fpr = {experiment.attack.fpr}: must be above 0 and below 1")
+    if experiment.score.memguard and experiment.score.noisy_queries:
+        raise InputError(
+            f"score.noisy_queries = {experiment.score.noisy_queries}: losses that score.memguard "
+            "serves tell no more of a copy than its label, which label_only.noise asks for; leave "
+            "one of them out"
+        )
     _, block = keep_fraction(experiment.train.keep)
     if experiment.train.models % block:
         raise InputError(

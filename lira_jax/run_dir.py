@@ -245,12 +245,15 @@ class Product:
         command: what makes it.
         settings: by dotted name, what it depends on and its shape does not tell. Parts carry it in
             their names; the whole has it beside it, in NAME.json.
+        usual: settings of files that tell none, by name or record, since those before there was a
+            choice did not.
     """
 
     arrays: Mapping[str, tuple[int, ...]]
     parts: str
     command: str
     settings: Mapping[str, float] = field(default_factory=dict)
+    usual: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def remedy(self) -> str:
@@ -271,12 +274,24 @@ class Product:
         return (int(match[1]), int(match[2])) if match else None
 
     def _stem(self, name: str) -> str:
-        return "_".join([name, *map(repr, self.settings.values())])
+        told = {} if self.settings == self.usual else self.settings
+        return "_".join([name, *map(repr, told.values())])
+
+    @property
+    def files(self) -> str:
+        """Its own files, for messages."""
+        return " and ".join(f"{name}.npy" for name in self.arrays)
 
 
-def phi(queries: int, classes: int) -> Product:
-    """scores.npy [N, E, Q] and logits.npy [N, E, K]."""
-    return Product({"scores": (queries,), "logits": (classes,)}, SCORE_PARTS, "score.py")
+def phi(queries: int, classes: int, memguard: bool = False) -> Product:
+    """scores.npy [N, E, Q] and logits.npy [N, E, K]; scores.json where MemGuard served them."""
+    return Product(
+        {"scores": (queries,), "logits": (classes,)},
+        SCORE_PARTS,
+        f"score.py{' --score.memguard True' * memguard}",
+        {"score.memguard": memguard},
+        usual={"score.memguard": False},
+    )
 
 
 def merlin(noisy_queries: int, noise: float) -> Product:
@@ -361,11 +376,12 @@ def scored(
         if made_with != product.settings:
             listed = ", ".join(f"{key} = {value}" for key, value in made_with.items())
             raise InputError(
-                f"{path}: made with {listed}; give these to go on with it, or delete it to make it "
-                "anew"
+                f"{path}: made with {listed}; give these to go on with it, or delete "
+                f"{product.files} to make it anew"
             )
         return len(array)
 
+    _refuse_other_parts(run, product)
     # Parts before the whole: whoever puts them together removes them only afterwards.
     parts = []
     for first, last in _parts(run, product):
@@ -383,10 +399,25 @@ def scored(
     return Scored(whole, [(first, last) for first, last in parts if last >= whole])
 
 
+def _refuse_other_parts(run: Path, product: Product) -> None:
+    """Refuse parts made with other settings than the usual, which the end of this would remove."""
+    start = f"{next(iter(product.arrays))}_"
+    found = [name for name in names(run / product.parts) if name.startswith(start)]
+    other = next((name for name in found if not product.models_of(name)), None)
+    if product.usual and other:
+        listed = ", ".join(f"{key} = {value}" for key, value in product.settings.items())
+        raise InputError(
+            f"{run / product.parts / other}: not made with {listed}; give what it was made with to "
+            f"go on with it, or delete {run / product.parts} to score anew"
+        )
+
+
 def _read_settings(run: Path, product: Product) -> Mapping[str, float]:
     """What the product's own files were made with."""
     if not product.settings:
         return {}
+    if product.usual and not (run / product.record).exists():
+        return product.usual
     try:
         found = json.loads((run / product.record).read_text(encoding="utf-8"))
         if not isinstance(found, dict) or found.keys() != product.settings.keys():
@@ -395,7 +426,7 @@ def _read_settings(run: Path, product: Product) -> Mapping[str, float]:
         array = run / f"{next(iter(product.arrays))}.npy"
         raise InputError(
             f"{array}: {product.record}, which tells its settings, is missing or damaged; delete "
-            f"{array} and {product.remedy}"
+            f"{product.record}, {product.files} and {product.remedy}"
         ) from None
     return found
 
@@ -428,8 +459,10 @@ def assemble(run: Path, product: Product, models: int, examples: int) -> list[in
             done = max(done, last + 1)
 
     try:
-        if found.whole < models and product.settings:
+        if found.whole < models and product.settings != product.usual:
             write_text(run / product.record, json.dumps(dict(product.settings)) + "\n")
+        elif found.whole < models and product.usual:
+            remove(run / product.record)  # of files deleted since
         # Rows count only where all files have them, so a kill between two loses none.
         for name, shape in reversed(list(product.arrays.items())):
             if found.whole < models:
@@ -466,7 +499,12 @@ def read_score_set(run: Path) -> ScoreSet:
     keep, labels = read_membership(run, experiment)
     models, examples = keep.shape
     remedy = f"run python score.py --run {shlex.quote(str(run))}"
-    in_parts = {n for first, last in _parts(run, phi(0, 0)) for n in range(first, last + 1)}
+    in_parts = {
+        n
+        for guarded in (False, True)
+        for first, last in _parts(run, phi(0, 0, guarded))
+        for n in range(first, last + 1)
+    }
     whole = 0
     if (run / SCORES).is_file() or not in_parts:
         scores = read_array(run / SCORES, np.float32, (None, examples, None), remedy)
@@ -474,6 +512,14 @@ def read_score_set(run: Path) -> ScoreSet:
         whole = min(len(scores), len(logits))
         if scores.shape[2] != experiment.score.views:
             remedy += f" --score.views {scores.shape[2]}"
+        guarded = _read_settings(run, phi(0, 0))["score.memguard"]
+        if guarded != experiment.score.memguard:
+            remedy += f" --score.memguard {guarded}"
+        if guarded and (run / "merlin.npy").exists():
+            raise InputError(
+                f"{run / 'merlin.npy'}: made without score.memguard, with which the scores beside "
+                "it were made; delete it"
+            )
     if whole < models:
         missing = sorted(set(range(whole, models)) - in_parts)
         reason = f"model{'s' * (len(missing) > 1)} {as_ranges(missing)} of {models} not scored yet"

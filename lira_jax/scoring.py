@@ -8,6 +8,7 @@ are made the same way afterwards, each for itself: asking later leaves the score
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import shlex
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,7 @@ from jaxtyping import Array, Float, Int32
 from lira_jax import checkpoints, ensemble, run_dir
 from lira_jax.checkpoints import Group
 from lira_jax.config import Experiment
+from lira_jax.defences.memguard import memguard
 from lira_jax.errors import InputError
 from lira_jax.interrupts import stop_requests
 from lira_jax.networks import Network
@@ -54,6 +56,18 @@ def logit_scaled(
     is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
     label_logit = jnp.take_along_axis(logits, labels[..., None], axis=-1)
     return -jax.nn.logsumexp(jnp.where(is_label, -jnp.inf, logits - label_logit), axis=-1)
+
+
+def served(network: Network, guarded: bool) -> Network:
+    """The network as users meet it: behind MemGuard if `guarded`, else itself."""
+
+    def apply(variables: Any, images: Float[Array, "B H W C"]) -> Float[Array, "B K"]:
+        logits = network.apply(variables, images)
+        # MemGuard would hide that a model has diverged.
+        finite = jnp.all(jnp.isfinite(logits), axis=-1, keepdims=True)
+        return jnp.where(finite, memguard(logits), jnp.nan)
+
+    return dataclasses.replace(network, apply=apply) if guarded else network
 
 
 def scores_of_model(network: Network, views: Views) -> Callable[..., tuple[Array, Array]]:
@@ -164,8 +178,8 @@ def _tasks(experiment: Experiment, data: Candidates, views: Views) -> list[_Task
         return 1 if mesh.devices.flat[0].platform == "cpu" else ACCELERATOR_GRADIENTS
 
     queries = len(views.mirror)
-    product = run_dir.phi(queries, data.classes)
-    of_model = scores_of_model(network, views)
+    product = run_dir.phi(queries, data.classes, config.memguard)
+    of_model = scores_of_model(served(network, config.memguard), views)
     tasks = [_Task("score", product, of_model, queries, of_queries(queries))]
     if config.noisy_queries:
         copies = config.noisy_queries + 1
@@ -202,21 +216,10 @@ def score(
         Stopped: a signal came; models scored before are saved.
     """
     data = candidates(experiment)
-    if run_dir.read_versions(run).get("data_digest") != data.digest:
-        raise InputError(f"{run}: the data have changed since training; restore them")
-    keep, _ = run_dir.read_membership(run, experiment)
-    if not np.array_equal(keep, data.keep):
-        raise InputError(f"{run / run_dir.KEEP}: masks are not those of this run's seed")
+    keep = data.keep
     models, examples = keep.shape
     share = shard.models(models)
-    finished, _ = checkpoints.plan(run, models, total_steps(experiment, int(keep[0].sum())), models)
-    trained = {n for group in finished for n in group.models}
-    missing = [n for n in share if n not in trained]
-    if missing:
-        raise InputError(
-            f"{run}: model{'s' * (len(missing) > 1)} {run_dir.as_ranges(missing)} of {models} not "
-            f"trained yet; run python train.py --run {shlex.quote(str(run))}"
-        )
+    finished = finished_groups(experiment, run, data, share)
     views = fixed_views(experiment.score.views)
     queries = len(views.mirror)
     check_shift(int(np.abs(views.down).max()), data.image_shape, f"score.views = {queries}")
@@ -259,6 +262,31 @@ def score(
         + f", {data.canaries} canaries left out"
         * bool(data.canaries)
     )
+
+
+def finished_groups(
+    experiment: Experiment, run: Path, data: Candidates, needed: Sequence[int]
+) -> list[Group]:
+    """The groups of all trained models of a run, the needed ones among them.
+
+    Raises:
+        InputError: changed data, foreign masks, or a needed model that is not trained.
+    """
+    if run_dir.read_versions(run).get("data_digest") != data.digest:
+        raise InputError(f"{run}: the data have changed since training; restore them")
+    keep, _ = run_dir.read_membership(run, experiment)
+    if not np.array_equal(keep, data.keep):
+        raise InputError(f"{run / run_dir.KEEP}: masks are not those of this run's seed")
+    models, steps = len(keep), total_steps(experiment, int(keep[0].sum()))
+    finished, _ = checkpoints.plan(run, models, steps, models)
+    trained = {n for group in finished for n in group.models}
+    missing = sorted(set(needed) - trained)
+    if missing:
+        raise InputError(
+            f"{run}: model{'s' * (len(missing) > 1)} {run_dir.as_ranges(missing)} of {models} not "
+            f"trained yet; run python train.py --run {shlex.quote(str(run))}"
+        )
+    return finished
 
 
 def _score_groups(
@@ -309,7 +337,7 @@ def _score_groups(
     try:
         with stop_requests() as stop:
             for group, models in left:
-                stored = checkpoints.restore(run, group, _like(network, group.size))
+                stored = restored(run, group, network)
                 while models:
                     chunk = models[: _contiguous(models[:together])]
                     variables = _rows(stored, np.array(chunk) - group.first)
@@ -341,10 +369,15 @@ def _contiguous(models: Sequence[int]) -> int:
     return next((i for i, n in enumerate(models) if n != models[0] + i), len(models))
 
 
-def _like(network: Network, models: int) -> Any:
-    """Empty arrays of the shapes and types of a finished group's checkpoint."""
+def restored(run: Path, group: Group, network: Network) -> Any:
+    """The variables [G, …] of a finished group, each array as NumPy.
+
+    Raises:
+        InputError: the checkpoint is damaged or of another network.
+    """
     one = jax.eval_shape(network.init, jax.random.key(0))
-    return jax.tree.map(lambda leaf: np.empty((models, *leaf.shape), leaf.dtype), one)
+    like = jax.tree.map(lambda leaf: np.empty((group.size, *leaf.shape), leaf.dtype), one)
+    return checkpoints.restore(run, group, like)
 
 
 def _rows(tree: Any, index: np.ndarray) -> Any:

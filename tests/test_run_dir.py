@@ -465,7 +465,7 @@ def test_noisy_queries_of_other_settings_are_refused_by_name_and_parts_of_them_a
             ask = functools.partial(run_dir.scored, run, other, 2, E, repair=repair)
             message = refusal(run, ask)
             assert "merlin.npy: made with score.noisy_queries = 100, score.noise = 0.02" in message
-            assert "delete it to make it anew" in message
+            assert "delete merlin.npy to make it anew" in message
     (run / "merlin.npy").unlink()
     assert run_dir.scored(run, run_dir.merlin(50, 0.02), 2, E).models == set()
 

@@ -74,7 +74,7 @@ def variables_of(experiment, run: Path):
     data = training.candidates(experiment)
     network = training.build_network(experiment, data)
     (group,) = checkpoints.saved_groups(run)
-    return data, network, checkpoints.restore(run, group, scoring._like(network, group.size))
+    return data, network, scoring.restored(run, group, network)
 
 
 def test_scores_are_those_of_the_saved_weights_in_evaluation_mode_view_by_view(trained):

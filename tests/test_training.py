@@ -25,7 +25,7 @@ def trained_weights(experiment: Experiment, run: Path) -> dict[int, np.ndarray]:
     steps = training.total_steps(experiment, int(data.keep[0].sum()))
     for group in checkpoints.saved_groups(run):
         assert group.step == steps
-        tree = checkpoints.restore(run, group, scoring._like(network, group.size))
+        tree = scoring.restored(run, group, network)
         leaves = [leaf.reshape(group.size, -1) for leaf in jax.tree.leaves(tree)]
         for row, vector in enumerate(np.concatenate(leaves, axis=1)):
             weights[group.first + row] = vector
