@@ -170,7 +170,7 @@ def steps_of_model(experiment: Experiment, network: Network, steps: int) -> Call
         def one_batch(number: Array, state: Any) -> Any:
             position = number - epoch * batches
             state = state | {"loss": jnp.where(position == 0, 0.0, state["loss"])}
-            index, padding = order[position], []
+            index, padding = order[position], list[Array]()
             if private:
                 key_batch = jax.random.fold_in(key_order, position)
                 index, *padding = dp_sgd.poisson_batch(key_batch, members, config.batch_size)

@@ -283,7 +283,7 @@ def test_every_field_can_be_overridden(experiment_of, toml):
             "data.canary_kind": "noise",
         "data.name": "some name", "data.path": "a b/ü.npz", "network.norm": "group",
         "defence.dropout": 0.5, "defence.transfer_from": "a run", "defence.transfer_tune": "last",
-        "defence.dp_delta": 1e-6,
+        "defence.dp_delta": 1e-6, "defence.adversarial": 0.0,  # refused beside DP-SGD
         "label_only.sources": "1", "label_only.targets": "2-3", "label_only.rotations": "5",
         "label_only.translations": "3", "label_only.noise": "0.5", "label_only.flips": "0.1",
     }  # fmt: skip

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from lira_jax.config import NetworkConfig, TrainConfig
+from lira_jax.config import DefenceConfig, NetworkConfig, TrainConfig
 from lira_jax.networks import Network, build
 from lira_jax.optimization import (
     cross_entropy,
@@ -198,6 +198,32 @@ def test_normalisation_parameters_and_biases_have_no_decay():
     for path, change in jax.tree_util.tree_leaves_with_path(update):
         decayed = path[-1].key == "kernel"
         assert bool(jnp.any(change != 0)) == decayed, path
+
+
+def test_the_l1_penalty_adds_the_gradient_of_the_sum_of_absolute_kernels():
+    params = {"kernel": jnp.array([1.5, -0.5]), "bias": jnp.array([2.0])}
+    slopes = {"kernel": jnp.array([0.1, 0.2]), "bias": jnp.array([0.4])}
+    config = dataclasses.replace(PLAIN, learning_rate=1.0, weight_decay=0.5)
+    transform = optimizer(config, 1, DefenceConfig(l1=0.01))
+    update, _ = transform.update(slopes, transform.init(params), params)
+    penalty = jax.grad(lambda k: 0.01 * jnp.abs(k).sum() + 0.25 * (k**2).sum())(params["kernel"])
+    np.testing.assert_allclose(-update["kernel"], slopes["kernel"] + penalty, rtol=1e-6)
+    np.testing.assert_allclose(-update["bias"], slopes["bias"])
+
+
+def test_an_l1_penalty_pulls_weights_without_use_to_zero_and_l2_does_not():
+    def end(config, defence):
+        transform = optimizer(config, 100, defence)
+        params = {"kernel": jnp.array([0.3])}
+        state = transform.init(params)
+        for _ in range(100):
+            update, state = transform.update({"kernel": jnp.zeros(1)}, state, params)
+            params = optax.apply_updates(params, update)
+        return float(jnp.abs(params["kernel"][0]))
+
+    config = dataclasses.replace(PLAIN, learning_rate=0.1)
+    assert end(config, DefenceConfig(l1=0.1)) < 0.011
+    assert end(dataclasses.replace(config, weight_decay=0.1), DefenceConfig()) > 0.1
 
 
 def test_the_rest_of_a_shuffle_is_left_out():

@@ -18,7 +18,8 @@ sampling, arXiv 2508.15089). The accountant is that of privacy loss distribution
 members are others. The choice of hyperparameters by looking at results, several models together
 (attacks on the run's other models, canaries), and everything that is kept of training beside the
 weights (losses and accuracies in train_log/, masks) are not accounted for. The run's seed must stay
-secret: noise follows from it. It is pseudo-random noise of 32-bit numbers.
+secret: noise follows from it. It is pseudo-random noise of 32-bit numbers. Initial weights from
+`defence.transfer_from` are private only as far as the run they come from had other data.
 """
 
 from __future__ import annotations
@@ -31,10 +32,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int32, Key
+from jaxtyping import Array, Bool, Int32, Key
 
 from lira_jax.config import DefenceConfig, Experiment
 from lira_jax.errors import InputError

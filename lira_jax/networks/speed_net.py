@@ -5,7 +5,8 @@ anything else is done to them, identity filters at the start, biases that learn 
 head (Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", arXiv 2404.00498, sections
 3.1-3.4; the pooling plan goes back to Page 2018, "How to train your ResNet"). Unlike there, no
 statistic of the data set enters: patches are whitened by a cosine transform and BatchNorm, so
-that a model knows nothing but its own members' batches.
+that a model knows nothing but its own members' batches. With `norm = "group"`, each kind of patch
+is normalised within its image.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lira_jax.networks.layers import normalisation
+from lira_jax.networks.layers import GroupNorm, groups_of, normalisation
 
 
 def both(features):
@@ -51,3 +51,30 @@ def test_a_constant_channel_is_normalised_to_its_bias():
     layer.bias[...] = jnp.array([0.5, -1.0])
     y = layer(jnp.full((3, 4, 4, 2), 1e3))
     np.testing.assert_allclose(y, jnp.broadcast_to(layer.bias[...], y.shape), atol=0.5)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_group_normalisation_equals_flaxs_in_values_and_gradients(affine):
+    x = 3 + 2 * jax.random.normal(jax.random.key(0), (4, 5, 6, 12))
+    dy = jax.random.normal(jax.random.key(1), x.shape)
+    options = {"epsilon": 1e-5, "use_scale": affine, "use_bias": affine, "rngs": nnx.Rngs(0)}
+    results = []
+    for kind in (GroupNorm, nnx.GroupNorm):
+        layer = kind(12, 3, **options)
+        if affine:
+            layer.scale[...] = jnp.linspace(0.5, 2, 12)
+            layer.bias[...] = jnp.linspace(-1, 1, 12)
+        graph, params = nnx.split(layer)
+        call = jax.jit(lambda params, x, graph=graph: nnx.merge(graph, params)(x))
+        y, pull_back = jax.vjp(call, params, x)
+        results.append((y, pull_back(dy)))
+    assert jax.tree.structure(results[0]) == jax.tree.structure(results[1])
+    for got, want in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("features", "groups"), [(1, 1), (4, 1), (8, 2), (12, 3), (16, 4), (64, 16), (640, 16), (7, 1)]
+)
+def test_groups_are_equal_at_most_16_and_of_four_features_or_more(features, groups):
+    assert groups_of(features) == groups

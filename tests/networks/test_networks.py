@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,6 +93,97 @@ def test_bfloat16_computes_in_bfloat16_but_keeps_float32_weights_and_logits(arch
     assert 1e-6 < difference < 0.05
 
 
+ARCHITECTURES = {
+    "resnet": NetworkConfig("resnet", 8, 4),
+    "wide_resnet": NetworkConfig("wide_resnet", 10, 1),
+    "convnet": NetworkConfig("convnet", 8, 2),
+    "speed_net": NetworkConfig("speed_net", 8, 4),
+}
+
+
+@pytest.mark.parametrize("arch", ["resnet", "speed_net"])
+def test_with_group_normalisation_no_image_sees_another_and_nothing_is_kept_of_a_batch(arch):
+    network = build(dataclasses.replace(ARCHITECTURES[arch], norm="group"), (8, 8, 1), 10)
+    variables = jax.jit(network.init)(jax.random.key(0))
+    assert not jax.tree.leaves(variables["rest"])
+    x = jax.random.normal(jax.random.key(1), (3, 8, 8, 1))
+    train = jax.jit(lambda x: network.apply_train(variables, x, jax.random.key(2))[0])
+    moved = x.at[2].set(5 * x[2] + 1)
+    np.testing.assert_array_equal(train(x)[:2], train(moved)[:2])
+    np.testing.assert_allclose(train(x), jax.jit(network.apply)(variables, x), atol=1e-5)
+    assert float(jnp.std(train(x))) > 0.01  # it does not normalise all away
+
+
+HEADS = {
+    "resnet": lambda p, f: f @ p["dense"]["kernel"] + p["dense"]["bias"],
+    "speed_net": lambda p, f: (f @ p["dense"]["kernel"] + p["dense"]["bias"]) / 9,
+}
+
+
+@pytest.mark.parametrize("arch", ["resnet", "speed_net"])
+def test_features_are_the_last_layers_inputs_in_evaluation_mode(arch):
+    network = build(ARCHITECTURES[arch], (8, 8, 1), 10, dropout=0.5)
+    variables = jax.jit(network.init)(jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (5, 8, 8, 1))
+    features = jax.jit(network.features)(variables, x)
+    assert features.dtype == jnp.float32
+    logits = jax.jit(network.apply)(variables, x)
+    np.testing.assert_allclose(HEADS[arch](variables["params"], features), logits, atol=1e-5)
+
+
+@pytest.mark.parametrize(("arch", "width"), [("wide_resnet", 64), ("convnet", 16)])
+def test_features_of_others_have_the_width_of_their_plan(arch, width):
+    network = build(ARCHITECTURES[arch], (8, 8, 1), 10)
+    variables = jax.eval_shape(network.init, jax.random.key(0))
+    x = jax.ShapeDtypeStruct((5, 8, 8, 1), jnp.float32)
+    assert jax.eval_shape(network.features, variables, x).shape == (5, width)
+
+
+def test_features_of_a_convnet_without_borders_give_its_logits():
+    # A head kernel that is 0 but in its centre pixel is a dense layer of the features.
+    network = build(ARCHITECTURES["convnet"], (8, 8, 1), 10)
+    variables = jax.jit(network.init)(jax.random.key(0))
+    head = variables["params"]["head"]
+    centre = head["kernel"][1, 1]
+    head["kernel"] = jnp.zeros_like(head["kernel"]).at[1, 1].set(centre)
+    x = jax.random.normal(jax.random.key(1), (5, 8, 8, 1))
+    logits = jax.jit(network.features)(variables, x) @ centre + head["bias"]
+    np.testing.assert_allclose(logits, jax.jit(network.apply)(variables, x), atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", ["resnet", "convnet"])
+def test_dropout_changes_neither_initial_weights_nor_evaluation(arch):
+    plain, dropped = (build(ARCHITECTURES[arch], (8, 8, 1), 10, dropout=p) for p in (0.0, 0.5))
+    variables, same = (jax.jit(net.init)(jax.random.key(0)) for net in (plain, dropped))
+    assert jax.tree.structure(variables) == jax.tree.structure(same)
+    assert all(map(np.array_equal, jax.tree.leaves(variables), jax.tree.leaves(same)))
+    x = jax.random.normal(jax.random.key(1), (2, 8, 8, 1))
+    logits, unchanged = (jax.jit(net.apply)(variables, x) for net in (plain, dropped))
+    np.testing.assert_array_equal(logits, unchanged)
+
+
+@pytest.mark.parametrize("arch", ["resnet", "convnet"])
+def test_dropout_drops_its_share_of_the_last_layers_inputs_by_the_steps_key(arch):
+    config = dataclasses.replace(ARCHITECTURES[arch], norm="group")
+    network = build(config, (8, 8, 1), 10, dropout=0.25)
+    variables = jax.jit(network.init)(jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (1, 8, 8, 1))
+    train = jax.jit(lambda key: network.apply_train(variables, x, key)[0][0])
+    keys = jax.random.split(jax.random.key(2), 3000)
+    logits = jax.lax.map(train, keys)
+    np.testing.assert_array_equal(logits[0], train(keys[0]))
+    assert len(np.unique(np.asarray(logits), axis=0)) > 100
+    # Linear after it: the mean over masks is the network in evaluation mode.
+    error = np.asarray(logits).std(axis=0) / np.sqrt(3000)
+    difference = np.asarray(logits).mean(axis=0) - np.asarray(network.apply(variables, x)[0])
+    assert (np.abs(difference) < 5 * error).all()
+    if arch == "resnet":  # variance of inverted dropout: f² w² p / (1 − p), summed
+        f = np.asarray(network.features(variables, x))[0]
+        w = np.asarray(variables["params"]["dense"]["kernel"])
+        expected = np.sqrt((f**2 @ w**2) / 3)
+        np.testing.assert_allclose(np.asarray(logits).std(axis=0), expected, rtol=0.15)
+
+
 class Linear(nnx.Module):
     def __init__(self, image_shape, classes, depth, width, dtype, rngs):
         self.layer = nnx.Linear(int(np.prod(image_shape)), classes, rngs=rngs)
@@ -104,6 +197,18 @@ def test_a_users_own_module_is_built_from_its_name():
     network = build(config, (4, 4, 1), 3)
     variables = network.init(jax.random.key(0))
     assert network.apply(variables, jnp.ones((2, 4, 4, 1))).shape == (2, 3)
+    with pytest.raises(InputError, match="has no method features"):
+        network.features(variables, jnp.ones((2, 4, 4, 1)))
+
+
+@pytest.mark.parametrize(
+    ("norm", "dropout", "message"),
+    [("group", 0.0, "leave network.norm out"), ("batch", 0.5, "leave defence.dropout out")],
+)
+def test_a_users_own_module_settles_norm_and_dropout_itself(norm, dropout, message):
+    config = NetworkConfig(f"{__name__}:Linear", 1, 1, norm)
+    with pytest.raises(InputError, match=message):
+        build(config, (4, 4, 1), 3, dropout=dropout)
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_max_pool_takes_the_maximum_of_each_whole_window(shape):
 
 
 def test_biases_count_eightfold_so_that_sgd_moves_them_64_times_as_fast():
-    norm = Activation(2, jnp.float32, nnx.Rngs(0))
+    norm = Activation(2, "batch", jnp.float32, nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (4, 3, 3, 2))
 
     def mean_output(bias):
