@@ -15,6 +15,10 @@ needs_torch = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None, reason="PyTorch is not installed"
 )
 
+needs_art = pytest.mark.skipif(
+    importlib.util.find_spec("art") is None, reason="ART is not installed"
+)
+
 
 def run(script: str, *options: str) -> str:
     done = subprocess.run(
@@ -60,4 +64,13 @@ def test_end_to_end():
     )
     assert "digits: 2 models, 1 epochs" in text
     for word in ("lira_jax ", "PyTorch ", "lira_jax / PyTorch:"):
+        assert word in text
+
+
+@needs_art
+def test_label_only():
+    size = ("--images", "2", "--blocks", "2", "--iterations", "1", "--epochs", "3")
+    text = run("label_only.py", "--cases", "digits", *size)
+    assert "digits: 8×8×1, ResNet-8 of width 4; 2 × 2 images" in text
+    for word in ("ours ", "ART in predict ", "20 × ART: ", "as ART returns it: ", "mean distance"):
         assert word in text
