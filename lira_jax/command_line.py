@@ -50,7 +50,7 @@ def value_of(flag: str, arguments: Sequence[str]) -> str | None:
 def with_value(flag: str, arguments: Sequence[str]) -> list[str]:
     """The arguments with `--flag True` for `--flag` wherever no value follows, so that every flag
     takes one."""
-    following = [*arguments[1:], None]
+    following = [*arguments[1:], None][: len(arguments)]
     return [
         f"{flag}=True"
         if argument == flag and (after is None or after.startswith("-"))

@@ -279,8 +279,9 @@ def test_every_field_can_be_overridden(experiment_of, toml):
         "network.arch": "resnet", "train.models": 6, "train.keep": "1/4", "train.epochs": 9,
         "train.optimizer": "adam", "train.schedule": "constant", "train.dtype": "bfloat16",
         "train.ema": 0.0, "train.momentum": 0.5, "train.label_smoothing": 0.5,
-        "score.views": 162, "attack.centre": "median", "attack.extra": "a.b:c", "attack.fpr": 0.25,
-            "data.canary_kind": "noise",
+        "score.views": 162, "score.noisy_queries": 0,  # refused beside MemGuard
+        "attack.centre": "median", "attack.extra": "a.b:c", "attack.fpr": 0.25,
+        "data.canary_kind": "noise",
         "data.name": "some name", "data.path": "a b/ü.npz", "network.norm": "group",
         "defence.dropout": 0.5, "defence.transfer_from": "a run", "defence.transfer_tune": "last",
         "defence.dp_delta": 1e-6, "defence.adversarial": 0.0,  # refused beside DP-SGD

@@ -546,10 +546,23 @@ def test_canaries_are_the_last_examples(tmp_path, tiny):
 
 def test_a_run_of_before_there_were_canaries_and_options_is_read(whole, tiny):
     path = whole / run_dir.CONFIG
-    new = ("canaries", "canary_kind", "noisy_queries", "noise", "gradient_norm", "extra", "fpr")
-    lines = path.read_text().splitlines(keepends=True)
-    old = [line for line in lines if line.split(" = ")[0] not in new]
-    assert len(old) == len(lines) - len(new)
+    new = {
+        "data": ("skip", "canaries", "canary_kind"),
+        "network": ("norm",),
+        "score": ("noisy_queries", "noise", "gradient_norm", "memguard"),
+        "attack": ("extra", "fpr"),
+        "defence": True,
+        "label_only": True,
+    }
+    section, old, dropped = "", [], set()
+    for line in path.read_text().splitlines(keepends=True):
+        section = line.strip()[1:-1] if line.startswith("[") else section
+        name, absent = line.split(" = ")[0], new.get(section, ())
+        if absent is True or name in absent:
+            dropped.add((section, "") if absent is True else (section, name))
+        else:
+            old.append(line)
+    assert len(dropped) == 12
     path.write_text("".join(old))
     assert run_dir.read_config(whole) == tiny
     found = run_dir.read_score_set(whole)

@@ -19,9 +19,7 @@ LOGITS = st.integers(2, 12).flatmap(
         np.float32,
         (5, classes),
         # Few values, so that ties are many; and the whole range.
-        elements=st.one_of(
-            st.sampled_from([-1.0, 0.0, 1.0]), st.floats(width=32, allow_nan=False)
-        ),
+        elements=st.one_of(st.sampled_from([-1.0, 0.0, 1.0]), st.floats(width=32, allow_nan=False)),
     )
 )
 
