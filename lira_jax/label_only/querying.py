@@ -163,6 +163,8 @@ def query(
                     _check_settings(folder, task)  # another shard may have begun since
                     storage.write_text(folder / task.product.record, _as_json(task.settings))
                     _make(run, task, numbers, len(share), place, together)
+                    # Attacks can use it while the rest is still being asked for.
+                    run_dir.assemble(folder, task.product, task.examples, task.models)
         missing = {
             task.name: run_dir.assemble(folder, task.product, task.examples, task.models)
             for task in tasks
