@@ -59,10 +59,10 @@ def test_score():
 
 def test_defences():
     size = ("--cases", "8x8x1", "--members", "64", "--repeats", "1")
-    text = run("defences.py", *size, "--defences", "early stopping", "transfer, last layer")
+    text = run("defences.py", *size, "--defences", "transfer, last layer")
     assert "8x8x1 " in text
     rows = [line.rsplit(maxsplit=2) for line in text.splitlines()[4:]]
-    assert [name for name, *_ in rows] == ["plain", "early stopping", "transfer, last layer"]
+    assert [name for name, *_ in rows] == ["plain", "transfer, last layer"]
     assert rows[0][2] == "1.00", "of plain training to itself"
     assert all(float(number) > 0 for row in rows for number in row[1:])
 

@@ -71,8 +71,7 @@ def finished(run, experiment) -> dict[str, np.ndarray]:
     """The scored variables of all models of a run, in order."""
     network = training.build_network(experiment, training.candidates(experiment))
     parts = [
-        arrays(checkpoints.restore(run, group, scoring._like(network, group.size)))
-        for group in checkpoints.saved_groups(run)
+        arrays(scoring.restored(run, group, network)) for group in checkpoints.saved_groups(run)
     ]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 

@@ -114,10 +114,9 @@ def test_an_example_depends_on_no_other(order, start):
     np.testing.assert_array_equal(found.queries, alone.queries[chosen])
 
 
-@pytest.mark.parametrize("chunk", [5, 64])
-def test_nothing_depends_on_the_chunk(chunk):
+def test_nothing_depends_on_the_chunk():
     x = images()
-    first, second = (run(linear, x, linear(x), jnp.arange(12), CHECKPOINTS, c) for c in (16, chunk))
+    first, second = (run(linear, x, linear(x), jnp.arange(12), CHECKPOINTS, c) for c in (16, 5))
     np.testing.assert_array_equal(second.adversarial, first.adversarial)
     np.testing.assert_array_equal(second.reached, first.reached)
 
@@ -131,7 +130,7 @@ def test_numbers_and_key_decide_what_is_random():
     assert (second.reached[0, -1] != second.reached[1, -1]).all()
 
 
-@pytest.mark.parametrize("budget", [hsj.minimum_budget(SHAPE), 97, 333])
+@pytest.mark.parametrize("budget", [hsj.minimum_budget(SHAPE), 333])
 def test_queries_are_those_that_the_model_got_and_inside_the_range(budget):
     x = images(5, seed=2) * 3  # near enough to the ends to be clipped
     wrong = 2
