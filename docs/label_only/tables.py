@@ -203,15 +203,26 @@ def _fold(found: LabelAnswers, attacked: Attacked) -> np.ndarray:
 def _memguard(runs: Path, found: Results) -> str:
     rows = []
     for data in ("cifar10", "mnist"):
-        plain, guarded = (runs / f"{data}_{kind}" / "label_only" for kind in ("plain", "memguard"))
+        plain, guarded = (
+            answers.read(runs / f"{data}_{kind}", run_dir.read_score_set(runs / f"{data}_{kind}"))
+            for kind in ("plain", "memguard")
+        )
+        assert plain is not None
+        assert guarded is not None
         answered = same = 0
-        for path in sorted(guarded.glob("*.npy")):
-            one = np.load(path)
-            other = np.load(plain / path.name)[: len(one)]
-            if path.name == "features.npy":
+        for name, one in guarded.answers.items():
+            if name in ("features", "boundary_queries"):  # no answers of labels; of another budget
                 continue
-            answered += one.size
-            same += int((one == other).sum())
+            first, second = plain.answers[name].values[:, : one.values.shape[1]], one.values
+            if name == "boundary":  # within as many queries as both were asked
+                marks = [both.answers[name].settings["checkpoints"] for both in (plain, guarded)]
+                common = sorted(set(marks[0]) & set(marks[1]))
+                first, second = (
+                    values[..., [mark.index(queries) for queries in common]]
+                    for values, mark in zip((first, second), marks, strict=True)
+                )
+            answered += second.size
+            same += int((first == second).sum())
         before, after = (_of(found[f"{data}_{kind}"]) for kind in ("plain", "memguard"))
         rows.append([
             _name(f"{data}_plain").removesuffix(", plain"), _accuracy(before["confidence"]),

@@ -51,6 +51,8 @@ GRADIENT = ("gradient-norm", "lira-online-gradient-norm")
 
 FEW = "Grey: fewer than ten false positives are expected there."
 _FEW_FALSE_POSITIVES = 10
+# Letters of the longest labels of two columns that fit a figure's width together.
+_LEGEND = 56
 _CHANCE: Line = (0, (4.0, 3.0))
 _STATISTIC_STYLES: tuple[tuple[str, Line], ...] = (
     (BLUE, "-"),
@@ -176,7 +178,8 @@ def _statistics(findings: Findings) -> Drawing | Missing:
 
 def log_log(lines: Sequence[Labelled], title: str) -> dict[str, bytes]:
     """One square log-log panel with its legend below, as pdf, png and svg."""
-    columns = 1 if max(len(line.label) for line in lines) > 34 else 2
+    half, widths = len(lines) // 2, [len(line.label) for line in lines]
+    columns = 1 if max(widths[:half], default=0) + max(widths[half:]) > _LEGEND else 2
     rows = -(-(len(lines) + 1) // columns) + 1
     with figure(WIDTH - 0.27 + 0.125 * rows) as made:
         axes = made.add_subplot()
