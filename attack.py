@@ -106,6 +106,10 @@ def main(arguments: Sequence[str]) -> None:
         )
     out = as_path(parsed.out) if parsed.out else as_path(str(parsed.run)) / _folder(parsed)
     about, labels_of = About(), None
+    if parsed.label_only:
+        folder = as_path(str(parsed.run))
+        if not (folder / answers.FOLDER / answers.MODELS).exists():
+            raise _not_asked(folder)  # before the scores, which the same command makes
     if parsed.run is not None:
         found = run_dir.read_score_set(as_path(parsed.run))
         if parsed.target is None:
@@ -118,11 +122,7 @@ def main(arguments: Sequence[str]) -> None:
     else:
         found = score_set.read_npz(Path(str(parsed.scores)))
     if parsed.label_only and labels_of is None:
-        folder = as_path(str(parsed.run))
-        raise InputError(
-            f"{folder / answers.FOLDER}: the models have not been asked for labels, or not all of "
-            f"them yet; run {answers.command(folder)}"
-        )
+        raise _not_asked(as_path(str(parsed.run)))
     if parsed.target is not None:
         audited = target.audit(
             found,
@@ -141,6 +141,13 @@ def main(arguments: Sequence[str]) -> None:
     print(terminal.summary(metrics, out))
     if metrics["null_check"] and not metrics["null_check"]["ok"]:
         raise SystemExit(1)
+
+
+def _not_asked(run: Path) -> InputError:
+    return InputError(
+        f"{run / answers.FOLDER}: the models have not been asked for labels, or not all of them "
+        f"yet; run {answers.command(run)}"
+    )
 
 
 def _folder(parsed: Arguments) -> str:

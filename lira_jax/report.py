@@ -19,7 +19,7 @@ import numpy as np
 from scipy.stats import norm
 from scipy.stats import t as student
 
-from lira_jax.attacks import TITLES
+from lira_jax.attacks import TITLES, outliers
 from lira_jax.evaluation import FPRS
 from lira_jax.figures import Drawing, Findings, Missing, Vulnerability, style_of
 from lira_jax.figures.findings import is_few, telling_fpr
@@ -639,7 +639,8 @@ def _outliers(findings: Findings) -> str:
         return ""
     found = findings.metrics["label_only"]["outliers"]
     words = (
-        f"<h3>Outliers</h3><p>The {len(found['examples']):,} most isolated examples, by the last "
+        f"<h3>Outliers</h3><p>The {len(found['examples']):,} most isolated examples "
+        f"({100 * outliers.SHARE:g}\u00a0% of all, but at least {outliers.LEAST}), by the last "
         "layer's inputs under the source models: neighbours are examples within a cosine distance "
         f"δ that {100 * found['near']:g}\u00a0% of all pairs lie within "
         f"({', '.join(f'{delta:.3g}' for delta in found['delta'])}). Outliers have "

@@ -76,8 +76,8 @@ def _label_only(found: Mapping[str, Any]) -> list[str]:
         f"Label-only, thresholds from {sources} source model{'s' * (sources > 1)}, {targets} "
         f"target{'s' * (targets > 1)}; balanced accuracy: {', '.join(shown)}."
     ]
-    if found["not_run"]:
-        lines.append(f"Not run: {', '.join(entry['name'] for entry in found['not_run'])}.")
+    for entry in found["not_run"]:
+        lines.append(f"Not run: {entry['name']}, which {entry['reason']}.")
     return lines
 
 

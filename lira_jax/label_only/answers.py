@@ -65,6 +65,8 @@ ARRAYS = (
 )  # fmt: skip
 # The largest answer; distances have no largest.
 _MOST = {"correct": 1.0, "rotation": 1.0, "translation": 1.0, "noise": 1.0, "flips": 1.0}
+# Settings that are lists of numbers; all others are numbers.
+_LISTS = ("rotations", "translations", "noise", "flips", "checkpoints")
 # Examples that are looked at together.
 _CHUNK = 4_096
 
@@ -284,6 +286,9 @@ def read(run: Path, held: ScoreSet) -> LabelAnswers | None:
     both = (*sources, *targets)
     if len(set(both)) < len(both):
         raise _damaged(folder / MODELS, "names a model twice", folder)
+    assert held.block is not None
+    if {n // held.block for n in sources} & {n // held.block for n in targets}:
+        raise _damaged(folder / MODELS, "a target in the block of a source model", folder)
     found = {
         name: one
         for name in ARRAYS
@@ -293,7 +298,6 @@ def read(run: Path, held: ScoreSet) -> LabelAnswers | None:
         return None
     assert held.labels is not None
     assert held.logits is not None
-    assert held.block is not None
     chosen = list(both)
     answers = LabelAnswers(
         origin=str(folder),
@@ -307,19 +311,24 @@ def read(run: Path, held: ScoreSet) -> LabelAnswers | None:
         answers=found,
     )
     for name, one in found.items():
-        count = one.values.shape[1]
-        for side, keep in (
-            ("source models", answers.keep[: len(sources), :count]),
-            ("targets", answers.keep[len(sources) :, :count]),
-        ):
-            if keep.all() or not keep.any():
-                word = "all" if keep.all() else "none"
-                raise InputError(
-                    f"{folder / name}.npy: the {side} trained on {word} of its {count} examples, "
-                    f"which tells nothing; delete {folder} and ask about more: {command(run)} "
-                    "--label_only.examples 0 --label_only.boundary_examples 0"
-                )
+        words = tells_nothing(answers.keep[:, : one.values.shape[1]], len(sources))
+        if words:
+            raise InputError(
+                f"{folder / name}.npy: {words}; delete it and {name.removesuffix('_queries')}.json "
+                f"beside it, and ask about more: {command(run)} --label_only.examples 0 "
+                "--label_only.boundary_examples 0"
+            )
     return answers
+
+
+def tells_nothing(keep: Bool[np.ndarray, "N E"], sources: int) -> str:
+    """Why nothing can be told of these examples, whose members the first models, the sources, and
+    the other models have seen; empty if something can."""
+    for side, seen in (("source models", keep[:sources]), ("targets", keep[sources:])):
+        if seen.all() or not seen.any():
+            word = "all" if seen.all() else "none"
+            return f"the {side} trained on {word} of the {keep.shape[1]} examples asked about"
+    return ""
 
 
 def of_first(answers: LabelAnswers, count: int) -> LabelAnswers:
@@ -371,7 +380,7 @@ def _read(run: Path, name: str, sources: int, models: int, examples: int) -> Ans
         raise _damaged(folder / f"{record}.json", f"examples = {count!r}", folder)
     try:
         inner = _inner_shape(name, settings)
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise _damaged(folder / f"{record}.json", str(error), folder) from None
     asked = sources if name == "features" else models
     remedy = f"run {command(run)} again"
@@ -390,7 +399,16 @@ def _read(run: Path, name: str, sources: int, models: int, examples: int) -> Ans
 
 
 def _inner_shape(name: str, settings: Mapping[str, Any]) -> Sequence[int | None]:
-    """What lies behind each example and model."""
+    """What lies behind each example and model.
+
+    Raises:
+        ValueError: settings of other types than they are written with.
+    """
+    for key in SETTINGS[name.removesuffix("_queries")]:
+        value = settings[key]
+        numbers = value if key in _LISTS else [value]
+        if not isinstance(numbers, list) or any(type(n) not in (int, float) for n in numbers):
+            raise ValueError(f"{key} = {value!r}")
     match name:
         case "rotation":
             return (1 + 2 * len(settings["rotations"]),)

@@ -41,8 +41,9 @@ from lira_jax.training import Candidates, build_network, candidates
 from lira_jax.views import plain
 
 COMMAND = "score.py --label-only"
-# Examples of a part: as many as a kill may cost.
-PART, DISTANCES_PART = 256, 32
+# Examples of a part, which a kill may cost: at most so many, and of distances, unless they are
+# searched for together anyway, so few that they take no more than so many queries.
+PART, DISTANCES_PART, PART_QUERIES = 256, 32, 500_000
 # Examples whose distances are searched for together on a CPU, and those of Carlini and Wagner's
 # attack: few enough that Ctrl-C is answered soon.
 SEARCHES, GRADIENTS = 8, 4
@@ -138,6 +139,14 @@ def query(
     asked = answers.ask(experiment.label_only, models, examples, block)
     tasks = _tasks(experiment, data, asked)
     finished = scoring.finished_groups(experiment, run, data, asked.models)
+    keep = data.keep[list(asked.models)]
+    for task in tasks:
+        words = answers.tells_nothing(keep[:, : task.examples], len(asked.sources))
+        if words:
+            raise InputError(
+                f"label_only: of {task.name}, {words}; ask about more with --label_only.examples 0 "
+                "--label_only.boundary_examples 0"
+            )
     _check_models(folder, asked)
     for task in tasks:
         _check_settings(folder, task)
@@ -157,6 +166,7 @@ def query(
         if any(left):
             place = _placing(experiment, run, data, finished, asked.models, chosen)
             together = ensemble.group_size(0, ensemble.models_mesh(chosen))
+            _check_models(folder, asked)  # another shard may have begun since
             storage.write_text(folder / answers.MODELS, _as_json(_models(asked)))
             for task, numbers, share in zip(tasks, left, shares, strict=True):
                 if numbers:
@@ -278,23 +288,27 @@ def _tasks(experiment: Experiment, data: Candidates, asked: Asked) -> list[_Task
 
     # The distances take as long as all else many times over: last, and in smaller parts.
     few, own_distances = asked.boundary_examples, jax.random.fold_in(key, BOUNDARY)
-    of_few = {"examples": few, "part": DISTANCES_PART}
+
+    def of_few(queries: int) -> dict[str, int]:
+        part = PART_QUERIES // (max(queries, 1) * len(asked.models)) // SEARCHES * SEARCHES
+        return {"examples": few, "part": min(max(part, SEARCHES), DISTANCES_PART)}
+
     if config.carlini_wagner:
         function = _carlini_wagner(plain_network, config.carlini_wagner)
         answer = _at_once(function, 0, lambda mesh: (1, _few(mesh, GRADIENTS)))
-        tasks.append(task({"carlini_wagner": ()}, 0, answer, **of_few))
+        tasks.append(task({"carlini_wagner": ()}, 0, answer, **of_few(0)))
     distances = functools.partial(_distances, network, own_distances)
     if asked.checkpoints:
         count = len(asked.checkpoints)
         answer = distances(asked.checkpoints, [(0, 0)], score.batch_size)
         shapes = {"boundary": (count,), "boundary_queries": ()}
-        tasks.append(task(shapes, config.budget, answer, **of_few))
+        tasks.append(task(shapes, config.budget, answer, **of_few(config.budget)))
     if config.combined:
         moves = [(0, 0), *shifts(config.combined)]
         answer = distances((config.combined_budget,), moves, score.batch_size)
         shapes = {"combined": (len(moves),), "combined_queries": (len(moves),)}
         queries = len(moves) * config.combined_budget
-        tasks.append(task(shapes, queries, answer, **of_few))
+        tasks.append(task(shapes, queries, answer, **of_few(queries)))
     return tasks
 
 
@@ -597,8 +611,13 @@ def _models(asked: Asked) -> dict[str, list[int]]:
 
 
 def _check_models(folder: Path, asked: Asked) -> None:
-    """Refuse to ask other models than those whose answers are there."""
+    """Refuse to ask other models than those whose answers are there, or unknown ones."""
     held = answers.read_settings(folder, Path(answers.MODELS).stem)
+    if held is None and any(answers.read_settings(folder, name) for name in answers.SETTINGS):
+        raise InputError(
+            f"{folder}: {answers.MODELS}, which tells whose answers these are, is missing; delete "
+            f"{folder} to ask anew"
+        )
     for name, numbers in _models(asked).items():
         if held is not None and held.get(name) != numbers:
             before = ", ".join(map(str, held.get(name, ())))

@@ -177,7 +177,7 @@ def build(
         if not hasattr(model, "features"):
             raise InputError(
                 f'network.arch = "{config.arch}": has no method features(images) that gives the '
-                "last layer's inputs [B, F]; add one"
+                "last layer's inputs [B, F]; add one, or give --label_only.features False"
             )
         return model.features(images).astype(jnp.float32)
 

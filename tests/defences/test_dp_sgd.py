@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
+import time
 
 import dp_accounting
 import jax
@@ -248,6 +249,16 @@ def test_epsilon_of_one_full_batch_is_the_gaussian_mechanisms_closed_form():
     delta = stats.norm.cdf(a - b) - math.exp(found) * stats.norm.cdf(-a - b)
     assert delta == pytest.approx(1e-5, rel=1e-2)
     assert delta < 1e-5 * (1 + 1e-9)  # rounded up
+
+
+def test_with_little_noise_epsilon_is_soon_told_and_an_upper_bound_still():
+    start = time.monotonic()
+    found = epsilon(0.1, 10, 10, 1)
+    assert epsilon(0.001, 20, 100, 2) > 1e5
+    assert time.monotonic() - start < 20
+    a, b = 1 / (2 * 0.1), found * 0.1  # as in the closed form above
+    delta = stats.norm.cdf(a - b) - math.exp(found + stats.norm.logcdf(-a - b))
+    assert 0.9e-5 < delta < 1e-5
 
 
 def test_cutting_batches_costs_epsilon_nothing_at_six_deviations_but_much_at_none(monkeypatch):

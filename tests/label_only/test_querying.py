@@ -378,6 +378,7 @@ def test_models_too_many_for_memory_are_asked_in_halves(
         ({"combined": 8}, "label_only.combined: a shift of 8 pixels does not fit images of 8×8"),
         ({"flips": "0.1"}, 'label_only.flips = "0.1": features have 17 values, and only two can'),
         ({"budget": 20}, "label_only.budget = 20: HopSkipJump needs at least"),
+        ({"examples": 1, "boundary_examples": 1}, "label_only: of correct, the source models"),
         ({"combined": 1, "combined_budget": 9}, "label_only.combined_budget = 9: HopSkipJump"),
     ],
 )
@@ -434,6 +435,14 @@ def test_answers_to_unknown_questions_are_refused(trained, run):
     (run / "label_only" / "noise.json").unlink()
     message = refusal(run, lambda: querying.query(trained[0], run))
     assert "noise.npy: noise.json, which tells its settings, is missing; delete" in message
+
+
+def test_answers_of_unknown_models_are_refused(answered, tmp_path):
+    experiment, run = answered
+    run = shutil.copytree(run, tmp_path / "run")
+    (run / "label_only" / "models.json").unlink()
+    message = refusal(run, lambda: querying.query(asking(experiment, sources="0"), run))
+    assert "models.json, which tells whose answers these are, is missing; delete" in message
 
 
 def test_damaged_answers_are_refused_and_asked_for_again_with_repair(trained, run, undisturbed):

@@ -83,6 +83,7 @@ def test_refuses_a_damaged_record(run, name):
     [
         ({"sources": [0], "targets": [0, 2]}, "names a model twice"),
         ({"sources": [], "targets": [2]}, "no numbers of sources"),
+        ({"sources": [0], "targets": [1, 2]}, "a target in the block of a source model"),
         ({"sources": [0], "targets": [6]}, "model 6, and the run has 6"),
         ({"sources": [0], "targets": ["2"]}, "no numbers of targets"),
         ({"sources": [0], "targets": [2, 3]}, "instead of float32 [60, 3]"),
@@ -99,7 +100,9 @@ def test_refuses_models_that_do_not_fit(run, record, word):
         ({"examples": 0}, "examples = 0"),
         ({"examples": 61}, "examples = 61"),
         ({"examples": True}, "examples = True"),
-        ({"rotations": 3}, "rotation.json"),
+        ({"rotations": 3}, "rotation.json: damaged (rotations = 3)"),
+        ({"rotations": [1.0, "x", 8.0]}, "rotation.json: damaged (rotations = [1.0, 'x', 8.0])"),
+        ({"rotations": "148"}, "rotation.json: damaged (rotations = '148')"),
         ({"rotations": [1.0]}, "instead of float32 [60, 5, 3]"),
     ],
 )
