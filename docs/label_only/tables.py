@@ -280,7 +280,8 @@ def _translations(runs: Path, found: Results) -> str:
         half = float(student.ppf(0.975, gain.size - 1) * gain.std(ddof=1) / np.sqrt(gain.size))
         cells = [_points(gain.mean(), (gain.mean() - half, gain.mean() + half))]
         held, before = _attacked(runs / plain)
-        _, after = _attacked(runs / moved)
+        other, after = _attacked(runs / moved)
+        assert np.array_equal(held.keep, other.keep), "both runs have the same masks"
         for name in ("augmentation-translation", "augmentation-rotation", "gap"):
             first, second = after[name], before[name]
             examples = min(first.targets.shape[1], second.targets.shape[1])

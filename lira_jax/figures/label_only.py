@@ -104,7 +104,7 @@ def _by_budget(findings: Findings) -> Drawing | Missing:
         reason = f"{_ASK} --label_only.budget 2500" if found else _ASK
         return Missing(name, "", title, reason)
     entries = {entry["name"]: entry for entry in found["attacks"]}
-    with figure(2.35) as made:
+    with figure(2.6) as made:
         axes = made.add_subplot()
         x = [point["queries"] for point in points]
         for key, beside, colour, line in (
