@@ -526,7 +526,7 @@ def _draw_defences(runs: Sequence[Run], key: str) -> dict[str, bytes]:
                 axes.vlines(accuracy, below, above, color=colour, linewidth=0.8)
                 axes.plot(
                     [accuracy], [value], linestyle="none", color=colour, marker=marker,
-                    markersize=4.5, markerfacecolor="white" if hollow else colour,
+                    markersize=4.5, markerfacecolor="white" if hollow else colour, clip_on=False,
                 )  # fmt: skip
             handles.append(Line2D([], [], linestyle="none", color=colour, marker=marker))
             labels.append(plain(run.label))
