@@ -23,6 +23,11 @@ from tests.object_store import ObjectStore
 def pytest_configure(config: pytest.Config) -> None:
     import jax
 
+    # Most of the time goes into compiling networks that then take a few steps. Read by the first
+    # use of a device, here and in the processes that tests start.
+    cheap = "--xla_backend_optimization_level=1"
+    if cheap not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {cheap}".strip()
     jax.config.update("jax_num_cpu_devices", 4)
     # Many tests train the same small network: compile it once a session, also where pytest-xdist
     # spreads the session over processes.
@@ -31,7 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(folder.cleanup)
         os.environ["LIRA_JAX_TEST_CACHE"] = folder.name
     jax.config.update("jax_compilation_cache_dir", os.environ["LIRA_JAX_TEST_CACHE"])
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 

@@ -149,7 +149,7 @@ def _low(found: Results) -> str:
     plain = [_of(found[cell]) for cell in ("cifar10_plain", "mnist_plain")]
     heads = [
         "attack", "CIFAR-10 (JPEG): AUC", "TPR @ 0.1 % FPR", "MNIST: AUC", "TPR @ 0.1 % FPR",
-        "targets × examples", "labels asked",
+        "CIFAR-10 (JPEG): targets × examples", "labels asked",
     ]  # fmt: skip
     rows = []
     for name, entry in plain[0].items():

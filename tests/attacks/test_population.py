@@ -205,7 +205,7 @@ def test_each_examples_own_origin_does_not_matter_but_to_a_global_variance(seed)
         elif not name.endswith(("-online", "-offline")):
             assert close, name
         else:  # their floor is a share of the global σ
-            assert np.isclose(after[name], before[name], 1e-4, 1e-4).mean() > 0.9, name
+            assert np.isclose(after[name], before[name], 1e-4, 1e-4).mean() > 0.75, name
 
 
 @given(st.integers(0, 2**32 - 1))
