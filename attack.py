@@ -17,6 +17,7 @@ from lira_jax.config import AttackConfig, Experiment
 from lira_jax.errors import InputError
 from lira_jax.label_only import answers
 from lira_jax.storage import as_path
+from lira_jax.trust import outputs
 
 TEXT = (
     "Attack the models of a run, or scores made elsewhere: who was in the training set? "
@@ -105,7 +106,7 @@ def main(arguments: Sequence[str]) -> None:
             "and leave --scores, --target and other protocols out"
         )
     out = as_path(parsed.out) if parsed.out else as_path(str(parsed.run)) / _folder(parsed)
-    about, labels_of = About(), None
+    about, labels_of, elsewhere = About(), None, None
     if parsed.label_only:
         folder = as_path(str(parsed.run))
         if not (folder / answers.FOLDER / answers.MODELS).exists():
@@ -115,6 +116,7 @@ def main(arguments: Sequence[str]) -> None:
         if parsed.target is None:
             if parsed.protocol == "leave-block-out":
                 labels_of = answers.read(as_path(parsed.run), found)
+                elsewhere = outputs.read(as_path(parsed.run), found)
             asked = dataclasses.replace(experiment, attack=parsed.attack)
             about = attacking.about_run(as_path(parsed.run), asked)
     elif public_layout.is_layout(Path(str(parsed.scores))):
@@ -136,7 +138,7 @@ def main(arguments: Sequence[str]) -> None:
         return
     metrics = attacking.attack(
         found, parsed.attack, parsed.protocol, out, about=about, check_null=parsed.null_check,
-        labels_of=labels_of,
+        labels_of=labels_of, elsewhere=elsewhere,
     )  # fmt: skip
     print(terminal.summary(metrics, out))
     if metrics["null_check"] and not metrics["null_check"]["ok"]:

@@ -36,7 +36,7 @@ import numpy as np
 from lira_jax import config, ensemble, training
 from lira_jax.checkpoints import Group
 from lira_jax.config import DefenceConfig, Experiment, NetworkConfig, TrainConfig
-from lira_jax.defences import transfer
+from lira_jax.networks import last_layer
 
 CASES = {"28x28x1": (28, 28, 1), "32x32x3": (32, 32, 3), "8x8x1": (8, 8, 1)}
 CLASSES, HELD_OUT = 10, 1000
@@ -98,7 +98,7 @@ def epochs_of(experiment: Experiment, data: training.Candidates) -> Callable[[],
     if experiment.defence.transfer_from:
         network = training.build_network(experiment, data)
         initial = jax.device_get(jax.jit(network.init)(jax.random.key(0)))
-        del initial["params"][transfer.last_layer(initial, experiment.network.arch)]
+        del initial["params"][last_layer(initial, experiment.network.arch, "defence.transfer_from")]
     on_mesh = training.programs(experiment, data, mesh, initial)
     inputs = training.group_inputs(experiment, data.keep, Group(0, models - 1), mesh)
     both = on_mesh.begin(inputs["number"]), inputs

@@ -20,7 +20,8 @@ from lira_jax.storage import is_remote, remove, write_text, write_whole
 # Files that not every protocol and score set has.
 OPTIONAL = (
     "ablation.md", "ablation.tex", "label_only.csv", "label_only.md", "label_only.tex",
-    "vulnerability.csv",
+    "trust_calibration.csv", "trust_calibration.md", "trust_calibration.tex", "trust_inputs.csv",
+    "trust_inputs.md", "trust_inputs.tex", "vulnerability.csv",
 )  # fmt: skip
 
 
@@ -48,6 +49,8 @@ def write(findings: Findings, out: Path) -> list[str]:
     | `metrics.json` | every figure, schema 2 |
     | `table.csv`, `.md`, `.tex`; `ablation.md`, `.tex` | the tables |
     | `label_only.csv`, `.md`, `.tex` | the table of label-only attacks, where models were asked |
+    | `trust_inputs.csv`, `.md`, `.tex` | attacks on inputs from elsewhere, where there are any |
+    | `trust_calibration.csv`, … | calibrated predictions, and attacks on them |
     | `roc.npz` | per attack `NAME.fpr`, `NAME.tpr`, and the band `NAME.band_fpr`, `_lo`, `_hi` |
     | | the same as `label_only.NAME`, of label-only attacks and those beside them |
     | `vulnerability.csv` | a line per example, most exposed first |
@@ -76,6 +79,9 @@ def write(findings: Findings, out: Path) -> list[str]:
         )
     if metrics.get("label_only"):
         texts["label_only.csv"] = tables.label_only_csv(metrics)
+    if metrics.get("trust"):
+        texts["trust_inputs.csv"] = tables.trust_inputs_csv(metrics)
+        texts["trust_calibration.csv"] = tables.trust_calibration_csv(metrics)
     of_labels = findings.label_only.curves if findings.label_only else {}
     named = {f"label_only.{name}": curve for name, curve in of_labels.items()}
     arrays = _curve_arrays({**findings.curves, **named})

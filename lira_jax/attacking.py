@@ -35,6 +35,9 @@ from lira_jax.judging import judged
 from lira_jax.label_only import answers, results
 from lira_jax.label_only.answers import LabelAnswers
 from lira_jax.score_set import ScoreSet, check, of_examples, read_only
+from lira_jax.trust import outputs
+from lira_jax.trust import results as trust_results
+from lira_jax.trust.outputs import Outputs
 from lira_jax.user_code import failure, import_function
 
 Protocol = Literal["leave-block-out", "reference-code"]
@@ -101,6 +104,7 @@ def attack(
     *,
     check_null: bool = False,
     labels_of: LabelAnswers | None = None,
+    elsewhere: Outputs | None = None,
 ) -> dict[str, Any]:
     """Run every attack and write what came out (`attack_files.py`).
 
@@ -118,6 +122,7 @@ def attack(
         check_null: also send scores without leakage through every attack.
         labels_of: what live models answered, for label-only attacks, by the protocol
             `leave-block-out` alone.
+        elsewhere: what models predict on inputs that none trained on; likewise.
 
     Returns:
         What `metrics.json` holds.
@@ -131,8 +136,8 @@ def attack(
         findings = analyse_as_reference_code(score_set, config, about, out=out, progress=progress)
     else:
         findings = analyse(
-            score_set, config, about, check_null=check_null, labels_of=labels_of, out=out,
-            progress=progress,
+            score_set, config, about, check_null=check_null, labels_of=labels_of,
+            elsewhere=elsewhere, out=out, progress=progress,
         )  # fmt: skip
     attack_files.write(findings, out)
     return dict(findings.metrics)
@@ -145,6 +150,7 @@ def analyse(
     *,
     check_null: bool = False,
     labels_of: LabelAnswers | None = None,
+    elsewhere: Outputs | None = None,
     out: Path | None = None,
     progress: bool = False,
 ) -> Findings:
@@ -153,7 +159,7 @@ def analyse(
     Inserted canaries are attacked with all other examples, and reported apart from them.
 
     Args:
-        score_set, config, about, check_null, labels_of, progress: as for `attack`.
+        score_set, config, about, check_null, labels_of, elsewhere, progress: as for `attack`.
         out: made a folder once all input is checked, before the long work.
 
     Raises:
@@ -171,7 +177,7 @@ def analyse(
         natural = of_examples(score_set, ~canary)
         natural_rule = references.find(natural)
     member, inserted = natural.keep, score_set.keep[:, canary]
-    bar = tqdm(total=len(chosen) + 5, leave=False, disable=None if progress else True)
+    bar = tqdm(total=len(chosen) + 6, leave=False, disable=None if progress else True)
 
     entries: list[dict[str, Any]] = []
     canary_entries: list[dict[str, Any]] = []
@@ -224,6 +230,12 @@ def analyse(
         online = kept[EXPOSURE][list(labels_of.models)]
         of_labels, drawn_of_labels = results.results(labels_of, {EXPOSURE: online})
     bar.update()
+    bar.set_description("inputs from elsewhere")
+    of_trust, drawn_of_trust = None, None
+    if elsewhere is not None:
+        first = outputs.of_first(elsewhere, member.shape[1])
+        of_trust, drawn_of_trust = trust_results.results(first, natural, config)
+    bar.update()
     bar.set_description("null check")
     null = null_check.null_check(score_set, config, chosen) if check_null else None
     bar.close()
@@ -258,6 +270,7 @@ def analyse(
         "canary_attacks": canary_entries or None,
         "null_check": null,
         "label_only": of_labels,
+        "trust": of_trust,
         "settings": None if about.settings is None else dict(about.settings),
         "versions": _versions(about),
     }
@@ -266,6 +279,7 @@ def analyse(
         score_set=score_set,
         curves=curve_of,
         label_only=drawn_of_labels,
+        trust=drawn_of_trust,
         statistics=statistics,
         vulnerability=exposure,
         images=about.images,

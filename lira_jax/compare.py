@@ -41,6 +41,7 @@ from lira_jax.figures.style import (
     plain,
     rendered,
 )
+from lira_jax.figures.trust import crossed, legend_of_calibrations, marks_of, tpr_of
 from lira_jax.storage import is_remote, write_text, write_whole
 from lira_jax.tables import (
     FEW,
@@ -66,9 +67,36 @@ _DECIDED = (
 _BOOKKEEPING = frozenset(
     {"data.path", "train.checkpoint_minutes", "train.eval_examples", "train.group", "train.width"}
 )
-_COLOURS = (BLUE, RED, GREEN, ORANGE, PINK, SKY, BLACK, WINE, INDIGO, OLIVE, GREY)
+_COLOURS = (BLUE, RED, GREEN, ORANGE, PINK, SKY, BLACK, WINE, INDIGO, OLIVE, GREY, "#8C564B")
 _LINES: tuple[Line, ...] = ("-", "--", "-.", ":")
 _MARKERS = "osD^vP*X<>p"
+
+
+Interval = tuple[float, float, float]
+"""A value and the ends of its 95 % interval."""
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What one calibration of a run comes to.
+
+    Attributes:
+        name, title: of the calibration.
+        ece: expected calibration error on examples that a model did not train on.
+        max_score_auc, max_score_fpr: of the attack on maximum prediction scores, the latter by the
+            threshold from the source model.
+        lira_auc, lira_tpr: of online LiRA, the latter at 0.1 % FPR.
+        few: does that rest on fewer than ten expected false positives?
+    """
+
+    name: str
+    title: str
+    ece: Interval
+    max_score_auc: Interval
+    max_score_fpr: Interval
+    lira_auc: Interval
+    lira_tpr: Interval
+    few: bool
 
 
 @dataclass(frozen=True)
@@ -87,6 +115,8 @@ class Run:
             label-only attacks and of those beside them, by name; empty where live models were not
             asked.
         strongest: the label-only attack that is strongest on the source models.
+        calibrated: by each calibration, none of them first; empty where nothing was predicted on
+            inputs from elsewhere.
     """
 
     name: str
@@ -95,10 +125,11 @@ class Run:
     fpr: Float[np.ndarray, " P"]
     tpr: Float[np.ndarray, " P"]
     settings: dict[str, Any]
-    held_out: tuple[float, float, float] | None
-    gap: tuple[float, float, float] | None
-    label_only: dict[str, tuple[float, float, float]]
+    held_out: Interval | None
+    gap: Interval | None
+    label_only: dict[str, Interval]
     strongest: str | None
+    calibrated: tuple[Calibrated, ...]
 
     @property
     def label(self) -> str:
@@ -113,7 +144,9 @@ def compare(runs: Sequence[Path], out: Path) -> str:
     Writes `roc.png`, `.pdf` (online LiRA of every run), `accuracy.png`, `.pdf` (TPR against the
     train-test gap and held-out accuracy; only where some run knows its accuracy), `defences.png`,
     `.pdf` (confidence, label-only attacks and LiRA against held-out accuracy, as figures 5 and 6 of
-    Choquette-Choo et al., arXiv 2007.14321; only where some run has label-only results), and the
+    Choquette-Choo et al., arXiv 2007.14321; only where some run has label-only results),
+    `trade_off.png`, `.pdf`, `.csv`, `.md` and `.tex` (calibration error against what leaks, of
+    every calibration of every run that has predictions elsewhere; only where some run has), and the
     table as `compare.csv`, `.md` and `.tex`.
 
     Args:
@@ -147,6 +180,16 @@ def compare(runs: Sequence[Path], out: Path) -> str:
         "compare.md": to_markdown(table),
         "compare.tex": to_latex(table),
     }
+    traded = [run for run in found if run.calibrated]
+    if traded:
+        files = _draw_trade_off(traded)
+        pictures |= {f"trade_off.{kind}": files[kind] for kind in ("pdf", "png")}
+        of_calibrations, records = _trade_off_table(traded), _trade_off_records(traded)
+        texts |= {
+            "trade_off.csv": to_csv(list(records[0]), [list(one.values()) for one in records]),
+            "trade_off.md": to_markdown(of_calibrations),
+            "trade_off.tex": to_latex(of_calibrations),
+        }
     for name, text in texts.items():
         write_text(out / name, text)
     for name, content in pictures.items():
@@ -159,6 +202,12 @@ def compare(runs: Sequence[Path], out: Path) -> str:
         lines.append(
             f"Without label-only results, or accuracy, and so not in defences.png: {others}; "
             "make them with: python score.py --run RUN --label-only, and attack.py anew"
+        )
+    if traded and len(traded) < len(found):
+        others = ", ".join(run.name for run in found if run not in traded)
+        lines.append(
+            f"Without predictions on inputs from elsewhere, and so not in trade_off.png: {others}; "
+            "make them with: python score.py --run RUN --trust, and attack.py anew"
         )
     lines.append(f"Written to {out}: {', '.join([*texts, *sorted(pictures)])}")
     return "\n".join(lines)
@@ -242,9 +291,35 @@ def _from_metrics(run: Path, name: str, folder: Path, metrics: dict[str, Any]) -
         settings=_settings_of(run, metrics),
         held_out=held_out,
         gap=gap,
-        label_only={one["name"]: _decided(one["decision"]) for one in found["attacks"]},
+        label_only={
+            one["name"]: _interval(one["decision"], "balanced_accuracy") for one in found["attacks"]
+        },
         strongest=found["strongest"],
+        calibrated=tuple(
+            _calibrated(one)
+            for one in (metrics.get("trust") or {"calibrations": ()})["calibrations"]
+        ),
     )
+
+
+def _calibrated(one: dict[str, Any]) -> Calibrated:
+    attacks = {entry["name"]: entry for entry in one["attacks"]}
+    largest, online = attacks["max-score"], attacks["lira-online"]
+    return Calibrated(
+        name=one["name"],
+        title=one["title"],
+        ece=_interval(one["nonmembers"], "ece"),
+        max_score_auc=_interval(largest, "auc"),
+        max_score_fpr=_interval(largest["decision"], "fpr"),
+        lira_auc=_interval(online, "auc"),
+        lira_tpr=tpr_of(online),
+        few=is_few(online, "0.001"),
+    )
+
+
+def _interval(entry: dict[str, Any], key: str) -> Interval:
+    low, high = entry[f"{key}_ci"]
+    return float(entry[key]), float(low), float(high)
 
 
 def _dp_epsilon(metrics: dict[str, Any]) -> Any:
@@ -281,7 +356,7 @@ def _settings_of(run: Path, metrics: dict[str, Any]) -> dict[str, Any]:
     return settings | used if settings else {}
 
 
-def _mean(values: Float[np.ndarray, " N"]) -> tuple[float, float, float]:
+def _mean(values: Float[np.ndarray, " N"]) -> Interval:
     """The mean and its 95 % interval; no width where there is one value."""
     mean = float(values.mean())
     if values.size < 2:
@@ -349,12 +424,6 @@ def _beside(run: Run) -> tuple[str, str, str]:
     return "confidence", "gap", run.strongest or ""
 
 
-def _decided(decision: dict[str, Any]) -> tuple[float, float, float]:
-    value = float(decision["balanced_accuracy"])
-    low, high = decision["balanced_accuracy_ci"]
-    return value, float(low), float(high)
-
-
 def _decided_cell(run: Run, name: str) -> Cell:
     found = run.label_only.get(name)
     return Cell("–") if found is None else share_cell(found[0], found[1:])
@@ -397,6 +466,50 @@ def _records(runs: Sequence[Run]) -> list[dict[str, Any]]:
                 record |= {column: value, f"{column}_lo": low, f"{column}_hi": high}
             record["dp_epsilon"] = _dp_epsilon(run.metrics) or ""
         records.append(record)
+    return records
+
+
+_TRADED = {
+    "ece": "ECE, non-members",
+    "max_score_fpr": "maximum score: FPR",
+    "max_score_auc": "maximum score: AUROC",
+    "lira_auc": "LiRA online: AUROC",
+    "lira_tpr": "LiRA online: TPR @ 0.1 % FPR",
+}
+
+
+def _trade_off_table(runs: Sequence[Run]) -> Table:
+    rows = []
+    for run in runs:
+        for place, one in enumerate(run.calibrated):
+            cells = [Cell("" if place else run.label), Cell(one.title)]
+            for key in _TRADED:
+                value, *ends = getattr(one, key)
+                cells.append(share_cell(value, ends, few=one.few and key == "lira_tpr"))
+            rows.append(tuple(cells))
+    few = any(cell.few for row in rows for cell in row)
+    return Table(
+        caption="Calibration and what leaks: percent, 95 % interval in brackets",
+        heads=("run", "calibration", *_TRADED.values()),
+        rows=tuple(rows),
+        words=2,
+        notes=(f"* {FEW}",) if few else (),
+    )
+
+
+def _trade_off_records(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The same in full precision, as shares, with the settings in which the runs differ."""
+    differing = _differing(runs)
+    records = []
+    for run in runs:
+        for one in run.calibrated:
+            record: dict[str, Any] = {"run": run.name}
+            record |= {name: run.settings.get(name, "") for name in differing}
+            record["calibration"] = one.name
+            for key in _TRADED:
+                value, low, high = getattr(one, key)
+                record |= {key: value, f"{key}_lo": low, f"{key}_hi": high}
+            records.append(record | {"few_false_positives": one.few})
     return records
 
 
@@ -564,4 +677,48 @@ def _draw_defences(runs: Sequence[Run], key: str) -> dict[str, bytes]:
             "chance",
         ]
         made.legend(handles, labels, loc="outside lower center", ncols=columns)
+        return rendered(made)
+
+
+def _draw_trade_off(runs: Sequence[Run]) -> dict[str, bytes]:
+    """Calibration error against AUROC of the maximum score and against online LiRA's TPR."""
+    titles = {one.name: one.title for run in runs for one in run.calibrated}
+    marks = marks_of(titles)
+    columns = 1 if max(len(run.label) for run in runs) > 24 else 2
+    points = [one for run in runs for one in run.calibrated]
+    # A log scale has no 0: what lies below is drawn at the edge.
+    floor = max(min(one.lira_tpr[0] for one in points), FPRS["0.001"] / 10) / 2
+    with figure(4.3 + 0.125 * (-(-(len(runs) + 1) // columns) + len(titles) // 3)) as made:
+        upper, lower = made.subplots(2, 1, sharex=True)
+        handles = []
+        for place, run in enumerate(runs):
+            colour, _, _ = _style(place)
+            for one in run.calibrated:
+                crossed(upper, one.ece, one.max_score_auc, colour, marks[one.name])
+                value, low, high = (max(rate, floor) for rate in one.lira_tpr)
+                tpr = (value, low, high)
+                crossed(lower, one.ece, tpr, colour, marks[one.name], hollow=one.few)
+            handles.append(Line2D([], [], color=colour, linewidth=2))
+        chance: dict[str, Any] = {"color": "0.6", "linestyle": (0, (4.0, 3.0)), "linewidth": 0.8}
+        upper.axhline(50, zorder=1, **chance)
+        lower.axhline(0.1, zorder=1, **chance)
+        upper.set_title("Maximum score: AUROC [%]", loc="left")
+        lower.set_title(
+            "LiRA online: TPR at 0.1 % FPR [%]; hollow: few false positives", loc="left"
+        )
+        lower.set_yscale("log")
+        lower.set_ylim(bottom=100 * floor / 1.3)
+        lower.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        lower.set_xlabel("Expected calibration error, non-members [%]")
+        lower.set_xlim(left=0)
+        for axes in (upper, lower):
+            axes.grid(linewidth=0.3, color="0.9")
+            axes.set_axisbelow(True)
+        legend_of_calibrations(made, titles)
+        made.legend(
+            [*handles, Line2D([], [], **chance)],
+            [*(plain(run.label) for run in runs), "chance"],
+            loc="outside lower center",
+            ncols=columns,
+        )
         return rendered(made)

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 import tomllib
 import types
 import typing
@@ -34,6 +35,9 @@ class DataConfig:
         skip: Leave the first this many training images out [images], as when another run, from
             which weights are transferred, was trained on these.
         limit: Of the others, take the first this many training images [images]; 0 takes all.
+        leave_out: Classes whose images are left out before anything else, by name or number with
+            commas, such as `ship, truck`: the others are numbered anew, and what was left out is
+            an input that no model knows the class of (`score.py --trust`).
         canaries: Points to insert at the end of the examples, each in the training set of some
             models like any other; attacks on them are reported apart [images].
         canary_kind: `mislabelled`: images with a wrong label, drawn from the test split if it has
@@ -46,6 +50,7 @@ class DataConfig:
     path: str = ""
     skip: int = 0
     limit: int = 0
+    leave_out: str = ""
     canaries: int = 0
     canary_kind: Literal["mislabelled", "noise"] = "mislabelled"
 
@@ -234,6 +239,53 @@ class LabelOnlyConfig:
 
 
 @dataclass(frozen=True)
+class TrustConfig:
+    """Inputs that no model trained on, and calibrated predictions: `score.py --trust`.
+
+    Inputs of every kind have the size and channels of the run's images: other images are cropped
+    about their centre to its aspect ratio, resized bilinearly with antialiasing, and then turned
+    grey (ITU-R 601 luma) or given three equal channels.
+
+    Attributes:
+        inputs: Kinds made from the run's own data, with commas: `test` (held-out images: the test
+            split or, where there is none, training images beyond `data.limit`), `permuted` (those
+            with the pixels of each in an order of its own), `scaled` (those, times `scale`),
+            `left_out` (images of the classes of `data.leave_out`), `uniform` noise, and `gaussian`
+            noise with the mean and deviation of each channel of the candidates. `all`: those that
+            the data allow.
+        data_sets: Other data sets, as `name=source` with commas, such as `mnist=../mnist,
+            digits=digits`. The source is what `data.path` takes if there is such a file or folder
+            or it begins with `.`, `/` or `~`, else what `data.name` takes. Their test split is
+            taken or, where there is none, their training images.
+        same_classes: Those of `data_sets` whose classes all are classes of the run, matched by
+            name: their labels count. The labels of others mean nothing to the run's models.
+        generated: Folder of generated images, PNG, JPEG or whatever Pillow reads, also in folders
+            below, without labels; empty for none.
+        examples: Inputs of each kind, at most [images]; 0 takes all there are, and of noise as many
+            as of `test` or, where there are none, as there are candidates.
+        scale: Factor on the network's input for `scaled`.
+        fit: Held-out images on which temperatures are fitted; they are then not among `test`, of
+            which at least half are left [images]; 0 for none.
+        laplace: Also predict with a Laplace approximation of the last layer, Kronecker-factored
+            over each model's own members; once by sampling, once by the probit approximation.
+        laplace_prior: Precision of the Gaussian prior on the last layer's weights; 0 takes what
+            maximises each model's marginal likelihood.
+        laplace_samples: Draws of the last layer behind each sampled prediction [draws].
+    """
+
+    inputs: str = "all"
+    data_sets: str = ""
+    same_classes: str = ""
+    generated: str = ""
+    examples: int = 2000
+    scale: float = 255.0
+    fit: int = 1000
+    laplace: bool = True
+    laplace_prior: float = 0.0
+    laplace_samples: int = 100
+
+
+@dataclass(frozen=True)
 class AttackConfig:
     """Membership inference from saved scores.
 
@@ -245,12 +297,15 @@ class AttackConfig:
             for none.
         fpr: False-positive rate at which decisions about a target of your own are made, between 0
             and 1.
+        temperatures: Temperatures by which logits are divided for the section on trust, with
+            commas; `fit`: each model's own, of the least loss on held-out images.
     """
 
     queries: int = 0
     centre: Literal["mean", "median"] = "mean"
     extra: str = ""
     fpr: float = 0.001
+    temperatures: str = "fit, 0.5, 2, 10"
 
 
 @dataclass(frozen=True)
@@ -268,6 +323,7 @@ class Experiment:
     defence: DefenceConfig = field(default_factory=DefenceConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
     label_only: LabelOnlyConfig = field(default_factory=LabelOnlyConfig)
+    trust: TrustConfig = field(default_factory=TrustConfig)
     attack: AttackConfig = field(default_factory=AttackConfig)
 
 
@@ -298,6 +354,102 @@ def keep_fraction(keep: str) -> tuple[int, int]:
     if not 0 < fraction < 1:
         raise InputError(f'train.keep = "{keep}": give a fraction between 0 and 1 such as "1/2"')
     return fraction.numerator, fraction.denominator
+
+
+def temperatures(config: AttackConfig) -> tuple[float | Literal["fit"], ...]:
+    """Parse `attack.temperatures`.
+
+    Raises:
+        InputError: an entry that is neither `fit` nor a positive finite number, or is there twice.
+    """
+    found: list[float | Literal["fit"]] = []
+    for text in entries(config.temperatures):
+        try:
+            value = text if text == "fit" else float(text)
+        except ValueError:
+            value = math.nan
+        if value != "fit" and not (isinstance(value, float) and 0 < value < math.inf):
+            raise InputError(
+                f'attack.temperatures = "{config.temperatures}": {text} is no temperature; give '
+                "positive numbers, or fit"
+            )
+        if value in found:
+            raise InputError(
+                f'attack.temperatures = "{config.temperatures}": {text} is there twice; leave one '
+                "out"
+            )
+        found.append(value)  # type: ignore[arg-type]
+    return tuple(found)
+
+
+# What `trust.inputs` may name, in the order of the docstring.
+INPUT_KINDS = ("test", "permuted", "scaled", "left_out", "uniform", "gaussian")
+
+
+def input_kinds(config: TrustConfig) -> tuple[str, ...]:
+    """Parse `trust.inputs`; `all` is every kind.
+
+    Raises:
+        InputError: an unknown kind, one that is there twice, or `all` beside another.
+    """
+    named = entries(config.inputs)
+    if named == ["all"]:
+        return INPUT_KINDS
+    where = f'trust.inputs = "{config.inputs}"'
+    for number, kind in enumerate(named):
+        if kind == "all":
+            raise InputError(f"{where}: all is every kind; leave the others out")
+        if kind not in INPUT_KINDS:
+            raise InputError(
+                f"{where}: {kind} is no kind of input; give all, or some of "
+                + ", ".join(INPUT_KINDS)
+            )
+        if kind in named[:number]:
+            raise InputError(f"{where}: {kind} is there twice; leave one out")
+    return tuple(named)
+
+
+def other_data_sets(config: TrustConfig) -> dict[str, str]:
+    """Parse `trust.data_sets` into names and sources, in their order.
+
+    Names become file names, so they are plain and differ in more than upper and lower case.
+
+    Raises:
+        InputError: an entry that is no `name=source`, or a name that is not plain, is taken, or is
+            there twice; or an entry of `trust.same_classes` that is none of the names.
+    """
+    found: dict[str, str] = {}
+    where = f'trust.data_sets = "{config.data_sets}"'
+    taken = {"all", "fit", "candidates", "generated", *INPUT_KINDS}
+    for entry in entries(config.data_sets):
+        name, _, source = (part.strip() for part in entry.partition("="))
+        if not name or not source:
+            raise InputError(f"{where}: {entry} is no name=source; write mnist=../mnist")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}", name):
+            raise InputError(
+                f"{where}: {name} cannot name files; use letters, digits and -, at most 64"
+            )
+        if name.lower() in taken:
+            raise InputError(f"{where}: the name {name} is taken; give the data set another")
+        taken.add(name.lower())
+        found[name] = source
+    for name in entries(config.same_classes):
+        if name not in found:
+            raise InputError(
+                f'trust.same_classes = "{config.same_classes}": {name} is no name in '
+                f"trust.data_sets, which has {', '.join(found) or 'none'}"
+            )
+    return found
+
+
+def same_classes(config: TrustConfig) -> frozenset[str]:
+    """Parse `trust.same_classes`, names that `other_data_sets` has checked."""
+    return frozenset(entries(config.same_classes))
+
+
+def entries(text: str) -> list[str]:
+    """What stands between commas, without blanks around it; nothing of nothing."""
+    return [entry for part in text.split(",") if (entry := part.strip())]
 
 
 def flatten(experiment: Experiment) -> dict[str, Any]:
@@ -404,7 +556,8 @@ def check(experiment: Experiment) -> Experiment:
         "defence.adversarial": 0, "defence.dp_clip": 0, "defence.dp_noise": 0,
         "label_only.examples": 0, "label_only.copies": 1, "label_only.budget": 0,
         "label_only.boundary_examples": 0, "label_only.combined": 0,
-        "label_only.combined_budget": 0, "label_only.carlini_wagner": 0,
+        "label_only.combined_budget": 0, "label_only.carlini_wagner": 0, "trust.examples": 0,
+        "trust.fit": 0, "trust.laplace_prior": 0, "trust.laplace_samples": 1,
     }  # fmt: skip
     for name, least in minimum.items():
         if not flat[name] >= least:
@@ -421,7 +574,7 @@ def check(experiment: Experiment) -> Experiment:
         if not 0 <= flat[name] < 1:
             raise InputError(f"{name} = {flat[name]}: must be at least 0 and below 1")
     _check_dp_sgd(experiment)
-    for name in ("train.learning_rate", "score.noise"):
+    for name in ("train.learning_rate", "score.noise", "trust.scale"):
         if not flat[name] > 0:
             raise InputError(f"{name} = {flat[name]}: must be above 0")
     if not 0 < experiment.attack.fpr < 1:
@@ -432,6 +585,9 @@ def check(experiment: Experiment) -> Experiment:
             "serves tell no more of a copy than its label, which label_only.noise asks for; leave "
             "one of them out"
         )
+    temperatures(experiment.attack)
+    other_data_sets(experiment.trust)
+    input_kinds(experiment.trust)
     _, block = keep_fraction(experiment.train.keep)
     if experiment.train.models % block:
         raise InputError(
@@ -510,5 +666,5 @@ def differences(old: Experiment, new: Experiment) -> list[tuple[str, Any, Any]]:
         # A digest tells whether the weights are the same.
         and not (name == "defence.transfer_from" and before[name] and after[name])
         and name not in FREE_TO_CHANGE
-        and not name.startswith(("score.", "label_only.", "attack."))
+        and not name.startswith(("score.", "label_only.", "trust.", "attack."))
     ]

@@ -16,6 +16,9 @@ What must be decoded (archives, Parquet, TFDS) is decoded once and kept as `.npy
 names and contents: an edited source is decoded again, copies of one source share an entry.
 Nothing here uses the network.
 
+`leave_out` then removes whole classes, before `skip` and `limit` count: the other classes keep
+their order and their names, and are numbered 0, 1, … anew.
+
 `canaries` adds points made to be memorised (LiRA, figure 13):
 
 | `canary_kind` | images                                            | labels                      |
@@ -54,7 +57,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lira_jax import membership
-from lira_jax.config import DataConfig
+from lira_jax.config import DataConfig, entries
 from lira_jax.errors import InputError
 from lira_jax.user_code import failure, import_function
 
@@ -69,14 +72,18 @@ class Dataset:
         y_train: int32 [E].
         x_test: uint8 [T, H, W, C]; T may be 0.
         y_test: int32 [T].
-        classes: the K class names; "0", "1", … if the source has none.
-        digest: SHA-256 over the arrays and K, in hex. Equal for equal data from any source.
+        classes: the K class names; "0", "1", … if the source has none. Without those of
+            `data.leave_out`, so that class k may be called "3".
+        digest: SHA-256 over the arrays of examples, test images and canaries, and K, in hex. Equal
+            for equal data from any source.
         x_canary: uint8 [I, H, W, C], images to add to the training images; I may be 0.
         y_canary: int32 [I].
         x_held_out: uint8 [H, …], images that are no candidates, for defences that need some: the
             test split or, where there is none, the training images beyond `data.limit`; without
             those whose mislabelled copies are canaries. H may be 0.
         y_held_out: int32 [H].
+        x_left_out: uint8 [L, H, W, C], images of the classes of `data.leave_out`: those of the test
+            split or, where it has none, of the training images. L may be 0.
     """
 
     name: str
@@ -94,6 +101,9 @@ class Dataset:
         default_factory=lambda: np.empty((0, 0, 0, 0), np.uint8)
     )
     y_held_out: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.int32))
+    x_left_out: np.ndarray = dataclasses.field(
+        default_factory=lambda: np.empty((0, 0, 0, 0), np.uint8)
+    )
 
 
 _Labelled = tuple[np.ndarray, np.ndarray]  # uint8 [E, H, W, C] and int32 [E]
@@ -128,6 +138,18 @@ def load(config: DataConfig, seed: int = 0) -> Dataset:
         name, where = config.name, f'data.name = "{config.name}"'
         arrays = _from_name(config.name)
     x_train, y_train, x_test, y_test, classes = _checked(arrays, where)
+    x_left_out = x_train[:0]
+    if out := _left_out(config.leave_out, classes, where):
+        stay = [label for label in range(len(classes)) if label not in out]
+        (x_train, y_train), left_train = _with_classes((x_train, y_train), stay)
+        (x_test, y_test), left_test = _with_classes((x_test, y_test), stay)
+        x_left_out = left_test if len(left_test) else left_train
+        classes = tuple(classes[label] for label in stay)
+        if len(np.unique(y_train)) < 2:
+            raise InputError(
+                f'data.leave_out = "{config.leave_out}": {where} then has training images of '
+                f"{len(np.unique(y_train))} of its classes; leave fewer out, so that two remain"
+            )
     beyond = x_train[:0], y_train[:0]
     if config.skip:
         if config.skip >= len(x_train):
@@ -162,10 +184,10 @@ def load(config: DataConfig, seed: int = 0) -> Dataset:
     for array in held:
         digest.update(f"{array.dtype} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).reshape(-1).data)
-    canary = x_canary, y_canary
     return Dataset(
-        name, x_train, y_train, x_test, y_test, classes, digest.hexdigest(), *canary, *held_out
-    )
+        name, x_train, y_train, x_test, y_test, classes, digest.hexdigest(),
+        x_canary, y_canary, *held_out, x_left_out,
+    )  # fmt: skip
 
 
 def candidates(data: Dataset, block: int) -> tuple[np.ndarray, np.ndarray]:
@@ -193,6 +215,53 @@ def candidates(data: Dataset, block: int) -> tuple[np.ndarray, np.ndarray]:
         images = np.concatenate([images, data.x_canary])
         labels = np.concatenate([labels, data.y_canary])
     return images, labels
+
+
+def shared(images: np.ndarray, others: np.ndarray) -> list[int]:
+    """The numbers of those images, uint8 [E, H, W, C], that are also among `others`, bit by bit."""
+    if images.shape[1:] != others.shape[1:]:
+        return []
+    known = {hashlib.sha256(image.tobytes()).digest() for image in others}
+    return [
+        number
+        for number, image in enumerate(images)
+        if hashlib.sha256(image.tobytes()).digest() in known
+    ]
+
+
+def _left_out(text: str, classes: tuple[str, ...], where: str) -> frozenset[int]:
+    """The numbers of the classes in `data.leave_out`; what is a name is no number."""
+    found: dict[int, str] = {}
+    for entry in entries(text):
+        named = [label for label, name in enumerate(classes) if name == entry]
+        if not named and entry.isdecimal() and int(entry) < len(classes):
+            named = [int(entry)]
+        at = f'data.leave_out = "{text}": {entry}'
+        if not named:
+            near = difflib.get_close_matches(entry, classes, 1)
+            raise InputError(
+                f"{at} is no class of {where}; "
+                + (f"did you mean `{near[0]}`? Its classes are " if near else "its classes are ")
+                + ", ".join(classes[:20])
+                + f", … ({len(classes)}; by number, 0…{len(classes) - 1})" * (len(classes) > 20)
+            )
+        if len(named) > 1:
+            numbers = ", ".join(map(str, named))
+            raise InputError(
+                f"{at} is the name of classes {numbers} of {where}; give their numbers"
+            )
+        if named[0] in found:
+            raise InputError(
+                f"{at} is the same class as {found[named[0]]} before it; leave one of them out"
+            )
+        found[named[0]] = entry
+    return frozenset(found)
+
+
+def _with_classes(split: _Labelled, stay: list[int]) -> tuple[_Labelled, np.ndarray]:
+    """What stays of a split, the classes `stay` numbered 0, 1, …; and the other images."""
+    (x, y), here = split, np.isin(split[1], stay)
+    return (x[here], np.searchsorted(stay, y[here]).astype(np.int32)), x[~here]
 
 
 def _with_canaries(
@@ -613,7 +682,7 @@ def _decode_parquet(train: Sequence[Path], test: Sequence[Path]) -> _Arrays:
                     place = f"{file}: row {row}"
                     if cell is None or cell["bytes"] is None or value is None:
                         raise InputError(f"{place} has no image bytes or no label; remove the row")
-                    yield _decode_image(cell["bytes"], place), value, place
+                    yield decode_image(cell["bytes"], place), value, place
                     row += 1
 
     def split(files: Sequence[Path], name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -648,8 +717,15 @@ def _class_names(schema: Any, label: str) -> tuple[str, ...] | None:
         return None
 
 
-def _decode_image(data: bytes, place: str) -> np.ndarray:
-    """uint8 [H, W, 1] for a grey image, [H, W, 3] for any other."""
+def decode_image(data: bytes, place: str) -> np.ndarray:
+    """The image in a file's bytes: uint8 [H, W, 1] if it is grey, [H, W, 3] if it is not.
+
+    Args:
+        place: where it comes from, for messages.
+
+    Raises:
+        InputError: no image, a damaged one, or one with more than 8 bits a channel.
+    """
     from PIL import Image
 
     try:

@@ -5,8 +5,9 @@ NumPy and SciPy only. The primary curve pools the scores of all targets under on
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
 from scipy.sparse import csr_array
+from scipy.stats import t as student
 
 # The false-positive rates at which the true-positive rate is reported, by their key in JSON.
 FPRS = {"1e-05": 1e-5, "0.0001": 1e-4, "0.001": 1e-3, "0.01": 1e-2}
@@ -172,6 +174,7 @@ def intervals(
     fold: Fold,
     seed: int = 0,
     replicates: int | None = None,
+    nonmember: Bool[np.ndarray, "T E"] | None = None,
 ) -> dict[str, Any]:
     """95 % bootstrap intervals of the pooled figures, over targets and examples together.
 
@@ -201,24 +204,26 @@ def intervals(
             number of each target's fold.
         seed: of the resampling. The same seed gives the same resamples to every attack.
         replicates: how many; None takes REPLICATES.
+        nonmember: which count as non-members; None: all that are no members. Scores that are
+            neither do not count.
 
     Returns:
         auc_ci, balanced_accuracy_ci: [low, high]; tpr_at_fpr_ci: by the keys of FPRS. over:
         what was resampled, "targets and examples" or "examples". band: arrays fpr, lo, hi, the
         interval of the TPR at each of BAND log-spaced FPR, for the log-log ROC.
     """
-    rows = _rows(fold, scores.shape[0])
+    rows = fold_rows(fold, scores.shape[0])
     folds = len(rows)
     weights = _resamples(folds, scores.shape[1], seed, replicates or REPLICATES)
-    grid = _thresholds(scores[~member])
-    false_positives = _weighted_counts(scores, ~member, grid, rows, weights)
+    others = ~member if nonmember is None else nonmember
+    grid = _thresholds(scores[others])
+    false_positives = _weighted_counts(scores, others, grid, rows, weights)
     true_positives = _weighted_counts(scores, member, grid, rows, weights)
     # A replicate of a handful of examples may hold members alone.
     usable = (false_positives[-1] > 0) & (true_positives[-1] > 0)
     fpr = (false_positives[:, usable] / false_positives[-1, usable]).T
     tpr = (true_positives[:, usable] / true_positives[-1, usable]).T
-    nonmembers = member.size - int(member.sum())
-    rates = np.geomspace(1 / nonmembers, 1, BAND)
+    rates = np.geomspace(1 / int(others.sum()), 1, BAND)
     limits = np.append(rates, list(FPRS.values()))
     reached = np.empty((len(fpr), limits.size))
     for replicate, (x, y) in enumerate(zip(fpr, tpr, strict=True)):
@@ -239,10 +244,28 @@ def _over(folds: int) -> str:
     return "targets and examples" if folds > 1 else "examples"
 
 
-def _rows(fold: Fold, targets: int) -> list[Int[np.ndarray, " B"]]:
-    """The targets of each fold."""
+def fold_rows(fold: Fold, targets: int) -> list[Int[np.ndarray, " B"]]:
+    """The targets of each fold, as `intervals` takes folds."""
     unit = np.arange(targets) // fold if isinstance(fold, int) else np.asarray(fold)
     return [np.flatnonzero(unit == one) for one in np.unique(unit)]
+
+
+def mean_and_interval(
+    values: Float[np.ndarray, " T"], fold: Fold
+) -> tuple[float, list[float] | None]:
+    """The mean over targets of a figure of each, and its 95 % interval by Student's t over folds.
+
+    About other targets on the same examples; None with one fold.
+    """
+    rows = fold_rows(fold, len(values))
+    mean = float(values.mean())
+    if len(rows) < 2:
+        return mean, None
+    # How the sums over folds scatter about what their sizes let expect.
+    excess = np.array([(values[row] - mean).sum() for row in rows])
+    error = np.sqrt(len(rows) / (len(rows) - 1) * (excess**2).sum()) / values.size
+    half = float(student.ppf(0.975, len(rows) - 1)) * error
+    return mean, [mean - half, mean + half]
 
 
 def shadow_thresholds(
@@ -278,7 +301,7 @@ def shadow_thresholds(
         share of the candidates are members, TPR·π / (TPR·π + FPR·(1 − π)), or None where nothing
         was called a member. None with one fold of targets, as there are no others.
     """
-    rows = _rows(fold, scores.shape[0])
+    rows = fold_rows(fold, scores.shape[0])
     folds = len(rows)
     if folds < 2:
         return None
@@ -334,15 +357,36 @@ def decisions(
         positives if half of the candidates are members, None where nothing is called a member; and
         of each its interval, such as tpr_ci.
     """
-    exact, drawn = _rates(positive, member, fold, seed)
-    found: dict[str, Any] = {}
-    for name, figure in _OF_DECISIONS.items():
-        value = float(figure(*exact)[0])
-        replicates = figure(*drawn)
-        known = replicates[np.isfinite(replicates)]
-        found[name] = value if np.isfinite(value) else None
-        found[f"{name}_ci"] = _percentiles(known) if np.isfinite(value) else None
-    return found
+    return decisions_against(positive, member, {"": ~member}, fold, seed)[""]
+
+
+def decisions_against(
+    positive: Bool[np.ndarray, "T E"],
+    member: Bool[np.ndarray, "T E"],
+    nonmembers: Mapping[str, Bool[np.ndarray, "T E"]],
+    fold: Fold,
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:
+    """`decisions` on the same members and several kinds of non-members, by the same resamples.
+
+    Args:
+        nonmembers: of each kind; what is neither a member nor of a kind does not count for it.
+    """
+    rows = fold_rows(fold, len(positive))
+    weights = _resamples(len(rows), positive.shape[1], seed, REPLICATES)
+    of_members = _rate(positive, member, rows, weights)
+    result = {}
+    for kind, chosen in nonmembers.items():
+        of_kind = _rate(positive, chosen, rows, weights)
+        found: dict[str, Any] = {}
+        for name, figure in _OF_DECISIONS.items():
+            value = float(figure(of_kind[0], of_members[0])[0])
+            replicates = figure(of_kind[1], of_members[1])
+            known = replicates[np.isfinite(replicates)]
+            found[name] = value if np.isfinite(value) else None
+            found[f"{name}_ci"] = _percentiles(known) if np.isfinite(value) else None
+        result[kind] = found
+    return result
 
 
 def difference(
@@ -362,27 +406,30 @@ def difference(
             runs whose models trained on the same examples.
         member, fold, seed: as in `decisions`.
     """
-    exact, drawn = zip(*(_rates(one, member, fold, seed) for one in (first, second)), strict=True)
-    accuracy = _OF_DECISIONS["balanced_accuracy"]
-    replicates = accuracy(*drawn[0]) - accuracy(*drawn[1])
-    value = float((accuracy(*exact[0]) - accuracy(*exact[1]))[0])
+    rows = fold_rows(fold, len(first))
+    weights = _resamples(len(rows), first.shape[1], seed, REPLICATES)
+    accuracies = []
+    for one in (first, second):
+        both = (_rate(one, chosen, rows, weights) for chosen in (~member, member))
+        exact, drawn = zip(*both, strict=True)
+        accuracy = _OF_DECISIONS["balanced_accuracy"]
+        accuracies.append((accuracy(*exact), accuracy(*drawn)))
+    (value, replicates), (less, less_drawn) = accuracies
+    value, replicates = float((value - less)[0]), replicates - less_drawn
     return value, _percentiles(replicates[np.isfinite(replicates)])
 
 
-def _rates(
-    positive: Bool[np.ndarray, "T E"], member: Bool[np.ndarray, "T E"], fold: Fold, seed: int
-) -> tuple[list[Float[np.ndarray, " 1"]], list[Float[np.ndarray, " R"]]]:
-    """FPR and TPR of decisions, as they are and in each replicate."""
-    rows = _rows(fold, len(member))
-    weights = _resamples(len(rows), member.shape[1], seed, REPLICATES)
-    exact, drawn = [], []
-    for _, chosen in _sides(member):
-        hits = positive & chosen
-        exact.append(np.array([hits.sum() / chosen.sum()]))
-        total = _drawn(chosen, rows, weights)
-        # A replicate of a handful of examples may hold members alone.
-        drawn.append(_drawn(hits, rows, weights) / np.where(total > 0, total, np.nan))
-    return exact, drawn
+def _rate(
+    positive: Bool[np.ndarray, "T E"],
+    chosen: Bool[np.ndarray, "T E"],
+    rows: Sequence[Int[np.ndarray, " B"]],
+    weights: _Resamples,
+) -> tuple[Float[np.ndarray, " 1"], Float[np.ndarray, " R"]]:
+    """The share of what is chosen that is positive, as it is and in each replicate."""
+    hits, total = positive & chosen, _drawn(chosen, rows, weights)
+    # A replicate of a handful of examples may hold members alone.
+    drawn = _drawn(hits, rows, weights) / np.where(total > 0, total, np.nan)
+    return np.array([hits.sum() / chosen.sum()]), drawn
 
 
 def _precision_of(
@@ -437,9 +484,13 @@ def _drawn(
 ) -> Float[np.ndarray, " R"]:
     """How many of the chosen each replicate drew."""
     per_fold = np.stack([chosen[row].sum(axis=0, dtype=np.float32) for row in rows])
-    if per_fold.mean() < 0.1:
+    # Such as one kind of non-members beside all members.
+    used = np.flatnonzero(per_fold.any(axis=0))
+    part = slice(used[0], used[-1] + 1) if used.size else slice(0)
+    per_fold = per_fold[:, part]
+    if used.size and per_fold.mean() < 0.1:
         per_fold = csr_array(per_fold)
-    of_examples = per_fold @ weights.examples
+    of_examples = per_fold @ weights.examples[part]
     return (of_examples * weights.folds).sum(axis=0, dtype=np.float64)
 
 
@@ -456,6 +507,7 @@ class _Resamples:
     examples: Float32[np.ndarray, "E R"]
 
 
+@functools.lru_cache(maxsize=2)
 def _resamples(folds: int, examples: int, seed: int, replicates: int) -> _Resamples:
     rng = np.random.default_rng(seed)
     of_folds = np.ones((folds, replicates), np.float32)
@@ -465,6 +517,7 @@ def _resamples(folds: int, examples: int, seed: int, replicates: int) -> _Resamp
     for replicate in range(replicates):
         drawn = rng.integers(examples, size=examples, dtype=np.int32)
         of_examples[:, replicate] = np.bincount(drawn, minlength=examples)
+    of_folds.flags.writeable = of_examples.flags.writeable = False  # kept for the next call
     return _Resamples(of_folds, of_examples)
 
 

@@ -33,12 +33,17 @@ from lira_jax.tables import (
     attack_cells,
     attack_heads,
     budget_table,
+    calibrated_attacks_table,
+    calibration_table,
+    difference_cell,
     fpr_text,
     label_only_table,
     main_table,
     outlier_table,
     percent,
     share_cell,
+    trust_fpr_table,
+    trust_inputs_table,
 )
 
 # Images of the most, and as many of the least, exposed examples.
@@ -51,6 +56,8 @@ _TOLD_RIGHT = 0.9
 _NULL_CHECK = "python attack.py --run DIR --null_check True"
 
 _LABEL_ONLY = "python score.py --run DIR --label-only"
+
+_TRUST = "python score.py --run DIR --trust"
 
 _SOURCES = {
     "LiRA, in all variants": "N. Carlini, S. Chien, M. Nasr, S. Song, A. Terzis, F. Tramèr, "
@@ -75,6 +82,9 @@ _SOURCES = {
     "Inference Attacks, ICML 2024",
     "label-only attacks": "C. A. Choquette-Choo, F. Tramèr, N. Carlini, N. Papernot, Label-Only "
     "Membership Inference Attacks, ICML 2021 (arXiv 2007.14321)",
+    "prediction scores, calibration and inputs from elsewhere": "D. Hintersdorf, L. Struppek, "
+    "K. Kersting, To Trust or Not To Trust Prediction Scores for Membership Inference Attacks, "
+    "IJCAI 2022 (arXiv 2111.09076)",
     "quantile-regression": "M. Bertran et al., "
     "Scalable Membership Inference Attacks via Quantile Regression, NeurIPS 2023",
 }
@@ -332,6 +342,7 @@ def write_report(findings: Findings, drawings: Sequence[Drawing | Missing]) -> s
         ),
         ("ablation", "From the loss to LiRA, step by step", _ablation(findings)),
         ("label-only", "Label-only attacks", _label_only(findings, drawn)),
+        ("trust", "When prediction scores mislead", _trust(findings, drawn)),
         ("budget", "What more models and more views give", _budgets(findings, drawn)),
         ("thresholds", "Thresholds an attacker can choose", _thresholds(findings)),
         ("accuracy", "Accuracy and overfitting", _accuracy(findings, drawn)),
@@ -649,6 +660,108 @@ def _outliers(findings: Findings) -> str:
         "example is unlike all others.</p>"
     )
     return words + _table(table)
+
+
+def _trust(findings: Findings, drawn: Mapping[str, Drawing]) -> str:
+    found = findings.metrics.get("trust")
+    if not found:
+        return (
+            "<p>What models predict on inputs from elsewhere, such as noise, and by a Laplace "
+            f"approximation, is not known; to score it: <code>{_TRUST}</code>, and then attack "
+            "again.</p>"
+        )
+    words = (
+        "<p>These attacks see all prediction scores of an input. Each threshold and attack network "
+        "is tuned on one other model, of which the attacker knows all, and used on "
+        f"{found['targets']} targets in {found['blocks']} blocks; with another source model a "
+        "threshold could differ. Members are told from examples that the target did not train on, "
+        "and from inputs that no model trained on. These are compared with as many OUT models as "
+        "an example is. Where inputs have no label, LiRA is asked about the class that the target "
+        "predicts, and the label-only gap is not asked.</p>"
+    )
+    plain, *others = found["calibrations"]
+    body = words
+    table, every = trust_fpr_table(findings.metrics), trust_inputs_table(findings.metrics)
+    low = trust_fpr_table(findings.metrics, "0.001")
+    if table is not None and low is not None and every is not None:
+        body += f"<p>{_text(_nonsense(found))}</p>" + _table(table)
+        body += _details("By a threshold for few false positives", _table(low))
+        body += _details("Every figure by kind of inputs", _table(every))
+        body += _figures(drawn, "trust_inputs", "trust_fpr")
+    errors, attacks = (
+        calibration_table(findings.metrics),
+        calibrated_attacks_table(findings.metrics),
+    )
+    assert errors is not None
+    assert attacks is not None
+    body += f"<h3>Calibration</h3><p>{_text(_calibrated(plain, others))}</p>" + _table(errors)
+    body += _details("Attacks under each calibration", _table(attacks))
+    body += _figures(drawn, "trust_trade_off", "trust_reliability")
+    if found["not_run"]:
+        rows = tuple((Cell(one["title"]), Cell(one["reason"])) for one in found["not_run"])
+        body += _table(Table("Not run", ("calibration", "why"), rows, words=2))
+    return body
+
+
+def _nonsense(found: Mapping[str, Any]) -> str:
+    """False positives, on examples and on the kind of inputs that fools the maximum score most."""
+    by_name = {one["name"]: one for one in found["calibrations"][0]["attacks"]}
+    titles = {kind["name"]: kind["title"] for kind in found["kinds"]}
+    one, each = by_name["max-score"], by_name["max-score-calibrated"]
+    worst, worst_of_each = (
+        max(entry["inputs"], key=lambda judged: judged["decision"]["fpr"]) for entry in (one, each)
+    )
+    same = next(judged for judged in each["inputs"] if judged["kind"] == worst["kind"])
+
+    def fpr(judged: Mapping[str, Any]) -> str:
+        return _rate(judged["decision"]["fpr"], judged["decision"]["fpr_ci"])
+
+    low = worst["low"]["0.001"]
+    words = (
+        f"One threshold on the maximum score calls {fpr(one)} of other examples members, and "
+        f"{fpr(worst)} of what fools it most: {titles[worst['kind']]}. Even where at most 0.1 % of "
+        f"the source model's non-members reach the threshold, these inputs do so in "
+        f"{_rate(low['fpr'], low['fpr_ci'])} of cases. Compared, input by input, with what other "
+        f"models say of the same one, the maximum score calls {fpr(each)} of other examples "
+        f"members, {fpr(same)} of these inputs, and at the most {fpr(worst_of_each)}, of "
+        f"{titles[worst_of_each['kind']]}."
+    )
+    mmps = one["mmps"]
+    if mmps["fp"] and mmps["tp"]:
+        apart = difference_cell(mmps["fp_less_tp"]["mean"], mmps["fp_less_tp"]["ci"])
+        words += (
+            " How far a false accusation could be seen by how sure the target is: the mean maximum "
+            f"prediction score of false positives is {percent(mmps['fp']['mean'])} %, that of true "
+            f"positives {percent(mmps['tp']['mean'])} %, a difference of {apart.text} points "
+            f"({apart.interval})."
+        )
+    return words
+
+
+def _calibrated(plain: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
+    """What the best calibration changes, of the models and of the attacks on them."""
+
+    def error(one: Mapping[str, Any]) -> str:
+        return _rate(one["nonmembers"]["ece"], one["nonmembers"]["ece_ci"])
+
+    def auroc(one: Mapping[str, Any], name: str) -> str:
+        entry = next(entry for entry in one["attacks"] if entry["name"] == name)
+        return _rate(entry["auc"], entry["auc_ci"])
+
+    words = (
+        "On examples that a model did not train on, confidence and accuracy differ by "
+        f"{error(plain)}, the expected calibration error (ECE)"
+    )
+    if not others:
+        return f"{words}."
+    best = min(others, key=lambda one: one["nonmembers"]["ece"])
+    return (
+        f"{words}; the least by a calibration after training is {error(best)}, with "
+        f"{best['title']}. The maximum score's AUROC is then {auroc(best, 'max-score')}, and "
+        f"{auroc(plain, 'max-score')} without; online LiRA's {auroc(best, 'lira-online')}, and "
+        f"{auroc(plain, 'lira-online')}. Label smoothing and L2, which change training, make other "
+        "runs; attack.py compare sets those beside this one."
+    )
 
 
 def _budgets(findings: Findings, drawn: Mapping[str, Drawing]) -> str:

@@ -431,6 +431,50 @@ def _read_settings(run: Path, product: Product) -> Mapping[str, float]:
     return found
 
 
+def read_record(path: Path, command: str) -> dict[str, Any] | None:
+    """The table of a .json file, such as the settings of a product; None if there is none.
+
+    Raises:
+        InputError: damaged.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("no table")
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise InputError(
+            f"{path}: damaged ({error}); delete {path.parent} and run {command} again"
+        ) from None
+    return found
+
+
+def check_record(folder: Path, product: Product, settings: Mapping[str, Any]) -> None:
+    """Refuse to go on with a product made with other settings than these, or with unknown ones.
+
+    For products whose NAME.json is written before their first part.
+    """
+    record = product.record
+    held = read_record(folder / record, product.command)
+    whole = [f"{name}.npy" for name in product.arrays]
+    everything = f"{', '.join([record, *whole])} and {product.parts} there"
+    if held is None:
+        made = next((n for n in (*whole, product.parts) if (folder / n).exists()), None)
+        if made:
+            raise InputError(
+                f"{folder / made}: {record}, which tells its settings, is missing; "
+                f"delete {everything} to make it anew"
+            )
+    elif held != settings:
+        key = next(k for k in {**settings, **held} if held.get(k) != settings.get(k))
+        raise InputError(
+            f"{folder / record}: made with {key} = {held.get(key)}, not "
+            f"{settings.get(key)}; ask for the same to go on with it, or delete {everything} "
+            "to make it anew"
+        )
+
+
 def assemble(run: Path, product: Product, models: int, examples: int) -> list[int]:
     """Write a product's own files once every model has its rows, and remove the parts.
 
@@ -515,11 +559,12 @@ def read_score_set(run: Path) -> ScoreSet:
         guarded = _read_settings(run, phi(0, 0))["score.memguard"]
         if guarded != experiment.score.memguard:
             remedy += f" --score.memguard {guarded}"
-        if guarded and (run / "merlin.npy").exists():
-            raise InputError(
-                f"{run / 'merlin.npy'}: made without score.memguard, with which the scores beside "
-                "it were made; delete it"
-            )
+        for other in ("merlin.npy", "trust"):
+            if guarded and (run / other).exists():
+                raise InputError(
+                    f"{run / other}: made without score.memguard, with which the scores beside it "
+                    "were made; delete it"
+                )
     if whole < models:
         missing = sorted(set(range(whole, models)) - in_parts)
         reason = f"model{'s' * (len(missing) > 1)} {as_ranges(missing)} of {models} not scored yet"

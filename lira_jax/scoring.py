@@ -339,7 +339,7 @@ def _score_groups(
             for group, models in left:
                 stored = restored(run, group, network)
                 while models:
-                    chunk = models[: _contiguous(models[:together])]
+                    chunk = models[: contiguous(models[:together])]
                     variables = _rows(stored, np.array(chunk) - group.first)
                     arrays = [
                         np.empty((len(chunk), examples, *shape), np.float32) for shape in inner
@@ -357,14 +357,14 @@ def _score_groups(
                     except jax.errors.JaxRuntimeError as error:
                         together = ensemble.halved(run, len(chunk), error)
                         continue
-                    _refuse_non_finite(run, chunk, arrays[0], task.title)
+                    refuse_non_finite(run, chunk, arrays[0], task.title)
                     run_dir.write_part(run, task.product, chunk[0], *arrays)
                     models, done = models[len(chunk) :], done + len(chunk)
     finally:
         progress.close()
 
 
-def _contiguous(models: Sequence[int]) -> int:
+def contiguous(models: Sequence[int]) -> int:
     """How many of these ascending numbers follow one another from the first on."""
     return next((i for i, n in enumerate(models) if n != models[0] + i), len(models))
 
@@ -384,7 +384,7 @@ def _rows(tree: Any, index: np.ndarray) -> Any:
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
-def _refuse_non_finite(run: Path, models: Sequence[int], array: np.ndarray, title: str) -> None:
+def refuse_non_finite(run: Path, models: Sequence[int], array: np.ndarray, title: str) -> None:
     bad = np.argwhere(~np.isfinite(array))
     if len(bad):
         raise InputError(

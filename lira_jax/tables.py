@@ -282,6 +282,266 @@ def label_only_csv(metrics: Mapping[str, Any]) -> str:
     return to_csv(list(rows[0]), [list(row.values()) for row in rows])
 
 
+# What is worth its place in tables of calibration, and how it is called.
+_CALIBRATION = {
+    "accuracy": "accuracy",
+    "ece": "ECE",
+    "adaptive_ece": "adaptive ECE",
+    "overconfidence_error": "overconfidence error",
+}
+NONMEMBERS = "other examples"
+
+
+def trust_fpr_table(metrics: Mapping[str, Any], threshold: str = "decision") -> Table | None:
+    """False-positive rates, a row for each kind of inputs; None where there are none.
+
+    Args:
+        metrics: what `metrics.json` holds.
+        threshold: `decision`, or the key of one for few false positives (`trust.results.LOW`).
+    """
+    found = metrics.get("trust")
+    if not found or not found["kinds"]:
+        return None
+    attacks = [one for one in found["calibrations"][0]["attacks"] if one["inputs"]]
+
+    def fpr(judged: Mapping[str, Any] | None) -> Cell:
+        if judged is None:
+            return Cell("–")
+        decided = judged["decision"] if threshold == "decision" else judged["low"][threshold]
+        return share_cell(decided["fpr"], decided["fpr_ci"])
+
+    rows = [(Cell(NONMEMBERS), *(fpr(one) for one in attacks))]
+    for kind in found["kinds"]:
+        judged = [_on(one, kind["name"]) for one in attacks]
+        rows.append((Cell(kind["title"]), *map(fpr, judged)))
+    tuned = "the most accurate threshold on the source model"
+    if threshold != "decision":
+        share = fpr_text(threshold)
+        tuned = f"a threshold that at most {share} of the source model's non-members reach"
+    return Table(
+        caption=f"Inputs called members though no model trained on them, by {tuned}: percent, "
+        "95 % interval in brackets",
+        heads=("inputs", *(one["title"] for one in attacks)),
+        rows=tuple(rows),
+    )
+
+
+def trust_inputs_table(metrics: Mapping[str, Any]) -> Table | None:
+    """Plain predictions: every attack, against each kind of inputs; None where there are none."""
+    found = metrics.get("trust")
+    if not found or not found["kinds"]:
+        return None
+    titles = {kind["name"]: kind["title"] for kind in found["kinds"]}
+    rows = []
+    for entry in found["calibrations"][0]["attacks"]:
+        decided, mmps = entry["decision"], entry["mmps"]
+        rows.append(
+            (
+                Cell(entry["title"], code=entry["name"]),
+                Cell(NONMEMBERS),
+                *_decision_cells(decided),
+                share_cell(entry["auc"], entry["auc_ci"]),
+                *(_score_cell(mmps[side]) for side in ("fp", "tp")),
+            )
+        )
+        for one in entry["inputs"]:
+            # The members are the same.
+            fpr, precision, *_ = _decision_cells(one["decision"])
+            rows.append(
+                (
+                    Cell(""),
+                    Cell(titles[one["kind"]]),
+                    fpr,
+                    precision,
+                    Cell(""),
+                    Cell(""),
+                    share_cell(one["auc"], one["auc_ci"]),
+                    _score_cell(one["mmps"]["fp"]),
+                    Cell(""),
+                )
+            )
+    return Table(
+        caption="Members against each kind of inputs, plain predictions: percent, 95 % interval in "
+        "brackets",
+        heads=(
+            "attack", "against", "FPR", "precision", "recall", "FNR", "AUROC", "MMPS of FP",
+            "MMPS of TP",
+        ),
+        rows=tuple(rows),
+        words=2,
+        notes=(
+            "By the most accurate threshold on the source model; precision as if half of the "
+            "candidates were members; recall, FNR and MMPS of TP are of members, whatever they are "
+            "told from. MMPS: mean maximum prediction score of what is rightly (TP) or falsely "
+            "(FP) called a member",
+        ),
+    )  # fmt: skip
+
+
+def calibration_table(metrics: Mapping[str, Any]) -> Table | None:
+    """How well calibrated predictions are; None where there is no part on trust."""
+    found = metrics.get("trust")
+    if not found:
+        return None
+    rows = []
+    for one in found["calibrations"]:
+        others, members = one["nonmembers"], one["members"]
+        low, high = others["brier_ci"]
+        rows.append(
+            (
+                Cell(_calibration_title(one)),
+                *(share_cell(others[key], others[f"{key}_ci"]) for key in _CALIBRATION),
+                Cell(f"{others['brier']:.3f}", f"{low:.3f}–{high:.3f}"),
+                share_cell(members["ece"], members["ece_ci"]),
+            )
+        )
+    return Table(
+        caption="Calibration on examples that a model did not train on: percent, 95 % interval in "
+        "brackets",
+        heads=("calibration", *_CALIBRATION.values(), "Brier score", "ECE, members"),
+        rows=tuple(rows),
+        notes=(
+            "ECE: expected calibration error, 15 bins of equal width; adaptive: of equal numbers. "
+            "The Brier score is no share: from 0, the best, to 2",
+        ),
+    )
+
+
+def calibrated_attacks_table(metrics: Mapping[str, Any]) -> Table | None:
+    """Every attack under each calibration; None where there is no part on trust."""
+    found = metrics.get("trust")
+    if not found:
+        return None
+    rows = []
+    for one in found["calibrations"]:
+        for place, entry in enumerate(one["attacks"]):
+            fpr, precision, recall, _ = _decision_cells(entry["decision"])
+            rows.append(
+                (
+                    Cell("" if place else _calibration_title(one)),
+                    Cell(entry["title"]),
+                    precision,
+                    recall,
+                    fpr,
+                    *attack_cells(entry, ("0.001",)),
+                    _difference(entry["mmps"]["fp_less_tp"]),
+                )
+            )
+    return Table(
+        caption="Attacks under each calibration, members against other examples: percent, 95 % "
+        "interval in brackets",
+        heads=(
+            "calibration", "attack", "precision", "recall", "FPR", "AUROC",
+            *attack_heads(("0.001",)), "MMPS, FP less TP",
+        ),
+        rows=tuple(rows),
+        words=2,
+        notes=(
+            "Precision, recall and FPR by the most accurate threshold on the source model. MMPS, "
+            "FP less TP: by how many points the mean maximum prediction score of false positives "
+            "exceeds that of true ones",
+            *_notes(rows),
+        ),
+    )  # fmt: skip
+
+
+def _on(entry: Mapping[str, Any], kind: str) -> Mapping[str, Any] | None:
+    """An attack's part on a kind of inputs, if it was asked about them."""
+    return next((one for one in entry["inputs"] if one["kind"] == kind), None)
+
+
+def _decision_cells(decided: Mapping[str, Any]) -> tuple[Cell, Cell, Cell, Cell]:
+    """FPR, precision, recall and FNR."""
+    keys = ("fpr", "precision", "tpr", "fnr")
+    fpr, precision, recall, fnr = (share_cell(decided[key], decided[f"{key}_ci"]) for key in keys)
+    return fpr, precision, recall, fnr
+
+
+def _score_cell(found: Mapping[str, Any] | None) -> Cell:
+    return Cell("–") if found is None else share_cell(found["mean"], found["ci"])
+
+
+def _difference(found: Mapping[str, Any] | None) -> Cell:
+    return Cell("–") if found is None else difference_cell(found["mean"], found["ci"])
+
+
+def _calibration_title(one: Mapping[str, Any]) -> str:
+    """With the mean of fitted temperatures."""
+    if one["name"] != "temperature-fit":
+        return str(one["title"])
+    return f"{one['title']}, mean {one['temperature']['mean']:.3g}"
+
+
+def trust_inputs_csv(metrics: Mapping[str, Any]) -> str:
+    """One line per calibration, attack and kind of inputs, other examples first; shares."""
+    rows = []
+    for one in metrics["trust"]["calibrations"]:
+        for entry in one["attacks"]:
+            for against in (entry, *entry["inputs"]):
+                row = {
+                    "calibration": one["name"],
+                    "attack": entry["name"],
+                    "against": against.get("kind", "nonmembers"),
+                }
+                row |= _columns("auc", against["auc"], against["auc_ci"])
+                row |= _decided(against)
+                # The members are the same for all.
+                row |= _mmps_columns(entry["mmps"] | against["mmps"], ("tp", "fp", "fn", "tn"))
+                rows.append(row)
+    return to_csv(list(rows[0]), [list(row.values()) for row in rows])
+
+
+def trust_calibration_csv(metrics: Mapping[str, Any]) -> str:
+    """One line per calibration and attack, members against other examples; shares."""
+    rows = []
+    for one in metrics["trust"]["calibrations"]:
+        temperature = one["temperature"] or {}
+        common: dict[str, Any] = {"calibration": one["name"]}
+        for key in ("mean", "least", "greatest", "at_bound"):
+            common[f"temperature_{key}"] = temperature.get(key, "")
+        for side in ("nonmembers", "members"):
+            for key in (key for key in one[side] if f"{key}_ci" in one[side]):
+                common |= _columns(f"{side}_{key}", one[side][key], one[side][f"{key}_ci"])
+        for entry in one["attacks"]:
+            row = common | {"attack": entry["name"]}
+            row |= _columns("auc", entry["auc"], entry["auc_ci"])
+            for key in FPRS:
+                name = f"tpr_at_fpr_{key}"
+                row |= _columns(name, entry["tpr_at_fpr"][key], entry["tpr_at_fpr_ci"][key])
+                row[f"few_false_positives_{key}"] = entry["few_false_positives"][key]
+            row |= _decided(entry)
+            row |= _mmps_columns(entry["mmps"], entry["mmps"])
+            rows.append(row)
+    return to_csv(list(rows[0]), [list(row.values()) for row in rows])
+
+
+def _columns(name: str, value: float | None, interval: Sequence[float] | None) -> dict[str, Any]:
+    low, high = interval or ("", "")
+    return {name: "" if value is None else value, f"{name}_lo": low, f"{name}_hi": high}
+
+
+def _decided(judged: Mapping[str, Any]) -> dict[str, Any]:
+    """What decisions come to by each threshold; `low_0.01_fpr` is by one for few false positives.
+
+    Recall is `tpr`.
+    """
+    thresholds = {"": judged["decision"]}
+    thresholds |= {f"low_{key}_": decided for key, decided in judged["low"].items()}
+    row: dict[str, Any] = {}
+    for before, decided in thresholds.items():
+        for key in ("fpr", "fnr", "tpr", "precision", "balanced_accuracy"):
+            row |= _columns(f"{before}{key}", decided[key], decided[f"{key}_ci"])
+    return row
+
+
+def _mmps_columns(found: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for key in keys:
+        mean = found[key] or {"mean": None, "ci": None}
+        row |= _columns(f"mmps_{key}", mean["mean"], mean["ci"])
+    return row
+
+
 def _notes(rows: Iterable[Iterable[Cell]]) -> tuple[str, ...]:
     return (f"* {FEW}",) if any(cell.few for row in rows for cell in row) else ()
 
@@ -370,17 +630,22 @@ def latex_text(text: str) -> str:
 
 
 def files(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """`table`, `ablation` where the ladders were run, and `label_only` where live models were
-    asked, each as `.md` and `.tex`."""
-    tables = {
-        "table": main_table(metrics),
-        "ablation": ablation_table(metrics),
-        "label_only": label_only_table(metrics),
+    """Tables as `.md` and `.tex`, each where it has something to tell.
+
+    `table`, `ablation` where the ladders were run, `label_only` where live models were asked, and
+    `trust_inputs` and `trust_calibration` where models were asked about inputs from elsewhere.
+    """
+    tables: dict[str, list[Table | None]] = {
+        "table": [main_table(metrics)],
+        "ablation": [ablation_table(metrics)],
+        "label_only": [label_only_table(metrics)],
+        "trust_inputs": [trust_inputs_table(metrics)],
+        "trust_calibration": [calibration_table(metrics), calibrated_attacks_table(metrics)],
     }
     return {
-        f"{name}.{ending}": render(table)
-        for name, table in tables.items()
-        if table is not None
+        f"{name}.{ending}": "\n".join(render(table) for table in held)
+        for name, maybe in tables.items()
+        if (held := [table for table in maybe if table is not None])
         for ending, render in (("md", to_markdown), ("tex", to_latex))
     }
 

@@ -51,6 +51,8 @@ def summary(metrics: Mapping[str, Any], out: Path) -> str:
         lines.append(f"Not run: {entry['name']}, which {entry['reason']}.")
     if metrics.get("label_only"):
         lines += _label_only(metrics["label_only"])
+    if metrics.get("trust"):
+        lines += _trust(metrics["trust"])
     if metrics["null_check"] is not None:
         lines.append(_null(metrics["null_check"]))
     lines.append(f"Written to {out}: report.html, metrics.json, table.csv, figures/, …")
@@ -78,6 +80,31 @@ def _label_only(found: Mapping[str, Any]) -> list[str]:
     ]
     for entry in found["not_run"]:
         lines.append(f"Not run: {entry['name']}, which {entry['reason']}.")
+    return lines
+
+
+def _trust(found: Mapping[str, Any]) -> list[str]:
+    """False positives on what fools the maximum score most, and calibration errors."""
+    plain = found["calibrations"][0]
+    attacks = {entry["name"]: entry for entry in plain["attacks"]}
+    lines = []
+    if found["kinds"]:
+        inputs = attacks["max-score"]["inputs"]
+        worst = max(inputs, key=lambda judged: judged["decision"]["fpr"])["kind"]
+        title = next(kind["title"] for kind in found["kinds"] if kind["name"] == worst)
+        shown = []
+        for name in ("max-score", "max-score-calibrated"):
+            on = next(one for one in attacks[name]["inputs"] if one["kind"] == worst)["decision"]
+            shown.append(f"{name} {_cell(on['fpr'], on['fpr_ci'])}")
+        lines.append(f"Falsely called members, of {title}: {', '.join(shown)}.")
+    best = min(found["calibrations"], key=lambda one: one["nonmembers"]["ece"])
+    errors = [
+        f"{one['title']} {_cell(one['nonmembers']['ece'], one['nonmembers']['ece_ci'])}"
+        for one in ((plain,) if best is plain else (plain, best))
+    ]
+    lines.append(f"Calibration error on non-members, by calibration: {', '.join(errors)}.")
+    for entry in found["not_run"]:
+        lines.append(f"Not run: {entry['title']}, {entry['reason']}.")
     return lines
 
 

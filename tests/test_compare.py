@@ -15,6 +15,7 @@ from lira_jax import config
 from lira_jax.compare import compare
 from tests import synthetic_findings
 from tests.conftest import refusal
+from tests.trust import synthetic
 
 GRIDS = sorted((Path(__file__).resolve().parents[1] / "configs/grids").glob("*.toml"))
 FILES = ["accuracy.pdf", "accuracy.png", "compare.csv", "compare.md", "compare.tex", "roc.pdf",
@@ -159,6 +160,49 @@ def test_refuses_damaged_label_only_results(two, tmp_path):
     for place, attacks in enumerate(broken):
         odd = tmp_path / f"odd{place}"
         write_run(odd, label_only={"attacks": attacks, "strongest": None})
+        message = refusal(tmp_path, lambda odd=odd: compare([two[0], odd], tmp_path / "out"))
+        assert "damaged" in message
+
+
+def test_calibrations_of_runs_are_compared_where_runs_have_them(tmp_path):
+    trust = synthetic.findings().metrics["trust"]
+    write_run(tmp_path / "plain", trust=trust, settings=settings(arch="convnet"))
+    write_run(tmp_path / "unasked")
+    fewer = trust | {"calibrations": trust["calibrations"][:1]}
+    write_run(tmp_path / "smooth_$x$", trust=fewer, settings=settings(arch="resnet"))
+    names = ("plain", "unasked", "smooth_$x$")
+    text = compare([tmp_path / name for name in names], tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
+        [*FILES, *(f"trade_off.{ending}" for ending in ("csv", "md", "pdf", "png", "tex"))]
+    )
+    assert "so not in trade_off.png: unasked; make them with" in text
+    with (tmp_path / "out/trade_off.csv").open(newline="") as file:
+        found = list(csv.DictReader(file))
+    assert [(row["run"], row["calibration"], row["network.arch"]) for row in found] == [
+        ("plain", "plain", "convnet"),
+        ("plain", "temperature-fit", "convnet"),
+        ("smooth_$x$", "plain", "resnet"),
+    ]
+    for row, one in zip(found[:2], trust["calibrations"], strict=True):
+        attacks = {entry["name"]: entry for entry in one["attacks"]}
+        online, largest = attacks["lira-online"], attacks["max-score"]
+        assert float(row["ece"]) == one["nonmembers"]["ece"]
+        assert float(row["ece_hi"]) == one["nonmembers"]["ece_ci"][1]
+        assert float(row["max_score_fpr"]) == largest["decision"]["fpr"]
+        assert float(row["max_score_auc_lo"]) == largest["auc_ci"][0]
+        assert float(row["lira_auc"]) == online["auc"]
+        assert float(row["lira_tpr"]) == online["tpr_at_fpr"]["0.001"]
+        assert row["few_false_positives"] == "True"
+    lines = (tmp_path / "out/trade_off.md").read_text().splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:5]] == ["| plain", "| ", r"| smooth\_\$x\$"]
+
+
+def test_refuses_a_damaged_part_on_trust(two, tmp_path):
+    whole = synthetic.findings().metrics["trust"]["calibrations"][0]
+    without = {key: value for key, value in whole.items() if key != "nonmembers"}
+    for place, part in enumerate(([without], [whole | {"attacks": []}], 3)):
+        odd = tmp_path / f"odd{place}"
+        write_run(odd, trust={"calibrations": part})
         message = refusal(tmp_path, lambda odd=odd: compare([two[0], odd], tmp_path / "out"))
         assert "damaged" in message
 

@@ -19,6 +19,7 @@ from lira_jax.config import (
     NetworkConfig,
     ScoreConfig,
     TrainConfig,
+    TrustConfig,
 )
 from lira_jax.errors import InputError
 
@@ -262,7 +263,7 @@ def test_a_run_may_go_on_only_if_nothing_that_changes_its_weights_differs(name):
     found = config.differences(
         run, dataclasses.replace(run, **{section: other}) if section else other
     )
-    free = name in FREE_TO_CHANGE or name.startswith(("score.", "label_only.", "attack."))
+    free = name in FREE_TO_CHANGE or name.startswith(("score.", "label_only.", "trust.", "attack."))
     assert found == ([] if free else [(name, before, after)])
 
 
@@ -289,3 +290,49 @@ def test_weights_to_begin_with_may_lie_elsewhere_but_not_appear_or_vanish():
 
 def test_free_fields_exist():
     assert set(config.flatten(Experiment())) >= FREE_TO_CHANGE
+
+
+# Inputs from elsewhere.
+
+
+def test_inputs_and_data_sets_are_parsed() -> None:
+    assert config.input_kinds(TrustConfig()) == config.INPUT_KINDS
+    assert config.input_kinds(TrustConfig(inputs=" scaled,test ,")) == ("scaled", "test")
+    assert config.input_kinds(TrustConfig(inputs="")) == ()
+    trust = TrustConfig(data_sets="mnist = ../mnist , odd=a=b", same_classes=" odd,")
+    assert config.other_data_sets(trust) == {"mnist": "../mnist", "odd": "a=b"}
+    assert config.same_classes(trust) == {"odd"}
+    assert config.other_data_sets(TrustConfig()) == {}
+
+
+@pytest.mark.parametrize(
+    ("trust", "part"),
+    [
+        ({"inputs": "test, tset"}, 'trust.inputs = "test, tset": tset is no kind of input'),
+        ({"inputs": "test, scaled, test"}, "test is there twice"),
+        ({"inputs": "test, all"}, "all is every kind"),
+        ({"inputs": "all, all"}, "all is every kind"),
+        ({"data_sets": "mnist"}, 'trust.data_sets = "mnist": mnist is no name=source'),
+        ({"data_sets": "mnist="}, "mnist= is no name=source"),
+        ({"data_sets": "=mnist"}, "=mnist is no name=source"),
+        ({"data_sets": "a/b=c"}, "a/b cannot name files"),
+        ({"data_sets": "..=c"}, ".. cannot name files"),
+        ({"data_sets": "é=c"}, "é cannot name files"),
+        ({"data_sets": f"{'n' * 65}=c"}, "at most 64"),
+        ({"data_sets": "a=b, A=c"}, "the name A is taken"),
+        ({"data_sets": "Test=c"}, "the name Test is taken"),
+        ({"data_sets": "fit=c"}, "the name fit is taken"),
+        ({"data_sets": "candidates=c"}, "the name candidates is taken"),
+        ({"data_sets": "generated=c"}, "the name generated is taken"),
+        (
+            {"data_sets": "a=b, c=d", "same_classes": "e"},
+            'trust.same_classes = "e": e is no name in trust.data_sets, which has a, c',
+        ),
+        ({"same_classes": "e"}, "which has none"),
+    ],
+)
+def test_bad_inputs_are_refused_before_anything_is_read(trust: dict[str, str], part: str) -> None:
+    with pytest.raises(InputError) as caught:
+        config.check(Experiment(trust=TrustConfig(**trust)))
+    assert part in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import io
 import json
@@ -362,6 +363,103 @@ def test_digest_follows_the_content_not_the_source(tmp_path: Path) -> None:
     assert datasets.load(DataConfig(path=str(tmp_path / "other.npz"))).digest != digests[0]
 
 
+# Left-out classes.
+
+
+def named(tmp_path: Path, names: Sequence[str], test: int = 9) -> str:
+    """Twelve training and `test` test images of the classes in turn, in Parquet."""
+    for split, count, seed in (("train", 12, 0), ("test", test, 1)):
+        images, labels = arrays(count, (4, 4, 3), len(names), seed)
+        if count:
+            write_parquet(tmp_path / f"{split}.parquet", images, labels, names)
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize("leave_out", ["cat", "1", " cat ,", "1,"])
+def test_left_out_classes_are_in_no_split_and_the_others_are_numbered_anew(
+    tmp_path: Path, leave_out: str
+) -> None:
+    path = named(tmp_path, ("bird", "cat", "dog"))
+    full = datasets.load(DataConfig(path=path))
+    dataset = datasets.load(DataConfig(path=path, leave_out=leave_out))
+    splits = []
+    for x, y in ((full.x_train, full.y_train), (full.x_test, full.y_test)):
+        splits.append((x[y != 1], np.array([{0: 0, 2: 1}[label] for label in y[y != 1]])))
+    check(dataset, *splits, ["bird", "dog"])
+    np.testing.assert_array_equal(dataset.x_held_out, splits[1][0])
+    np.testing.assert_array_equal(dataset.x_left_out, full.x_test[full.y_test == 1], strict=True)
+    # Skip and limit count what is left.
+    part = datasets.load(DataConfig(path=path, leave_out=leave_out, skip=1, limit=4))
+    check(part, (splits[0][0][1:5], splits[0][1][1:5]), splits[1], ["bird", "dog"])
+
+
+def test_nothing_left_out_changes_nothing(tmp_path: Path) -> None:
+    path = named(tmp_path, ("bird", "cat", "dog"))
+    full = datasets.load(DataConfig(path=path))
+    assert full.x_left_out.shape == (0, 4, 4, 3)
+    assert isinstance(full.x_train, np.memmap)
+    assert full.digest == datasets.load(DataConfig(path=path, leave_out=" ,")).digest
+    # The formula that runs on disk were made with.
+    expected = hashlib.sha256(b"3 classes")
+    for array in (full.x_train, full.y_train, full.x_test, full.y_test):
+        expected.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
+    assert full.digest == expected.hexdigest()
+
+
+def test_without_test_images_of_left_out_classes_their_training_images_are_taken(
+    tmp_path: Path,
+) -> None:
+    path = named(tmp_path, ("bird", "cat", "dog"), test=0)
+    full = datasets.load(DataConfig(path=path))
+    dataset = datasets.load(DataConfig(path=path, leave_out="dog", limit=2))
+    np.testing.assert_array_equal(dataset.x_left_out, full.x_train[full.y_train == 2])
+
+
+def test_a_class_name_that_looks_like_a_number_wins_over_the_number(tmp_path: Path) -> None:
+    path = named(tmp_path, ("2", "1", "zero"))
+    assert datasets.load(DataConfig(path=path, leave_out="2")).classes == ("1", "zero")
+    assert datasets.load(DataConfig(path=path, leave_out="0")).classes == ("1", "zero")
+
+
+def test_classes_are_left_out_without_decoding_again(tmp_path: Path, decoded: list[str]) -> None:
+    path = named(tmp_path, ("bird", "cat", "dog"))
+    datasets.load(DataConfig(path=path))
+    assert len(decoded) == 21
+    datasets.load(DataConfig(path=path, leave_out="cat"))
+    assert len(decoded) == 21
+
+
+def test_canaries_get_labels_of_the_classes_that_stay() -> None:
+    dataset = datasets.load(DataConfig(leave_out="3, 7", canaries=200, canary_kind="noise"))
+    assert dataset.classes == tuple("01245689")
+    assert set(dataset.y_canary) == set(range(8))
+
+
+@pytest.mark.parametrize(
+    ("leave_out", "parts"),
+    [
+        ("cow", ["cow is no class", "bird, cat, dog, dog"]),
+        ("cats", ["cats is no class", "did you mean `cat`?"]),
+        ("4", ["4 is no class"]),
+        ("-1", ["-1 is no class"]),
+        ("dog", ["dog is the name of classes 2, 3", "give their numbers"]),
+        ("cat, bird, 1", ["1 is the same class as cat"]),
+        ("bird, cat, 2", ["training images of 1 of its classes"]),
+        ("0, 1, 2, 3", ["training images of 0 of its classes"]),
+    ],
+)
+def test_bad_classes_to_leave_out(tmp_path: Path, leave_out: str, parts: list[str]) -> None:
+    path = named(tmp_path, ("bird", "cat", "dog", "dog"))
+    config = DataConfig(path=path, leave_out=leave_out)
+    refused(config, f'data.leave_out = "{leave_out}"', *parts)
+
+
+def test_of_many_classes_some_are_listed(tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", x_train=arrays(40, (2, 2))[0], y_train=np.arange(40))
+    message = refused(DataConfig(path=str(tmp_path / "data.npz"), leave_out="x"), "0…39")
+    assert len(message) < 300 + len(str(tmp_path))
+
+
 # Canaries.
 
 
@@ -490,13 +588,13 @@ def test_more_canaries_than_training_images_are_refused(tmp_path: Path) -> None:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The places of the images decoded so far."""
     places: list[str] = []
-    original = datasets._decode_image
+    original = datasets.decode_image
 
     def counted(data: bytes, place: str) -> np.ndarray:
         places.append(place)
         return original(data, place)
 
-    monkeypatch.setattr(datasets, "_decode_image", counted)
+    monkeypatch.setattr(datasets, "decode_image", counted)
     return places
 
 

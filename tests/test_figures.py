@@ -23,6 +23,7 @@ from lira_jax.figures.findings import (
     telling_fpr,
 )
 from lira_jax.figures.style import STYLES, plain, style_of
+from lira_jax.trust import results
 from tests import synthetic_findings
 from tests.synthetic_findings import NAMES, drawn, usual
 
@@ -43,7 +44,8 @@ def test_every_figure_of_the_paper_is_drawn_or_has_a_reason():
     assert len({one.name for one in drawn()}) == len(drawn())
     missing = {one.name for one in drawn() if isinstance(one, Missing)}
     label_only = {"label_only_roc", "label_only_distances", "label_only_queries"}
-    assert missing == {"compare", "shifted", "dp_sgd", "other_data"} | label_only
+    trust = {"trust_inputs", "trust_fpr", "trust_reliability", "trust_trade_off"}
+    assert missing == {"compare", "shifted", "dp_sgd", "other_data"} | label_only | trust
     assert all(one.reason for one in drawn() if isinstance(one, Missing))
 
 
@@ -165,7 +167,7 @@ def test_a_band_begins_at_the_axis_with_what_holds_there():
 
 
 def test_every_attack_has_a_style_of_its_own():
-    names = {*TITLES, *NAMES, *KINDS}
+    names = {*TITLES, *NAMES, *KINDS, *results.TITLES}
     assert names <= set(STYLES)
     assert len({style_of(name) for name in STYLES}) == len(STYLES)
 

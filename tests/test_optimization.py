@@ -45,7 +45,7 @@ def linear_network() -> Network:
     def apply_tuned(variables, x, key):
         return apply(variables, x)
 
-    return Network(init, apply_train, apply, apply_tuned, lambda variables, x: x)
+    return Network(init, apply_train, apply, apply_tuned, *[lambda variables, x: x] * 2)
 
 
 def run_steps(config: TrainConfig, steps: int):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import dataclasses
 import html
 import io
@@ -17,10 +18,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lira_jax import terminal
 from lira_jax.figures import Missing
 from lira_jax.report import SHOWN, verdict, write_report
+from lira_jax.tables import percent
 from tests import synthetic_findings
 from tests.synthetic_findings import drawn, entry, findings, usual
+from tests.trust import synthetic
 
 CHROMIUM = shutil.which("chromium")
 VOID = {"meta", "img", "br", "line"}
@@ -105,7 +109,7 @@ def test_says_the_same_twice():
 def test_has_headings_captions_alternative_texts_and_anchors_that_lead_somewhere():
     page = Page(report())
     assert len(page.all("h1")) == 1
-    assert len(page.all("h2")) == len(page.all("section")) == 15
+    assert len(page.all("h2")) == len(page.all("section")) == 16
     assert len(page.all("caption")) == len(page.all("table")) > 10
     assert all(image["alt"] for image in page.all("img"))
     anchors = [link["href"][1:] for link in page.all("a")]
@@ -357,3 +361,49 @@ def test_looks_right_in_a_browser_narrow_and_wide(tmp_path):
 def test_a_report_without_images_says_why():
     found = dataclasses.replace(findings(images=False), no_images="the data have moved <away>")
     assert "No images are drawn: the data have moved <away>." in Page(write_report(found, ())).text
+
+
+# On trust.
+
+
+def test_the_section_on_trust_tells_how_nonsense_is_taken_for_members():
+    found = synthetic.findings()
+    page = write_report(found, [])
+    section = page.split('<section id="trust">')[1].split("</section>")[0]
+    text = html.unescape(re.sub(r"<[^>]+>", " ", section)).replace("\u00a0", " ")
+    plain, fitted = found.metrics["trust"]["calibrations"]
+    largest = next(one for one in plain["attacks"] if one["name"] == "max-score")
+    uniform = next(one for one in largest["inputs"] if one["kind"] == "uniform")
+    assert f"{100 * uniform['decision']['fpr']:.1f} %" in text
+    assert "what fools it most: uniform, in words" in text
+    assert f"{100 * largest['mmps']['fp']['mean']:.1f} %, that of true positives" in text
+    low, high = map(percent, fitted["nonmembers"]["ece_ci"])
+    error = f"{percent(fitted['nonmembers']['ece'])} % ({low}–{high})"
+    assert f"the least by a calibration after training is {error}, with T fitted." in text
+    assert "Laplace, probit" in text
+    assert "score.py --trust --trust.laplace True" in text
+
+
+def test_the_section_on_trust_says_how_to_make_it_and_escapes_titles():
+    page = write_report(usual(), [])
+    assert "score.py --run DIR --trust" in page
+    found = synthetic.findings()
+    trust = found.metrics["trust"]
+    kinds = [kind | {"title": NASTY} for kind in trust["kinds"]]
+    nasty = found.metrics | {"trust": trust | {"kinds": kinds}}
+    assert NASTY not in write_report(dataclasses.replace(found, metrics=nasty), [])
+
+
+def test_the_terminal_names_what_fools_the_maximum_score_and_the_best_calibration(tmp_path):
+    found = copy.deepcopy(dict(synthetic.findings().metrics))
+    trust = found["trust"]
+    trust["calibrations"][1]["nonmembers"] |= {"ece": 0.0123, "ece_ci": [0.01, 0.02]}
+    text = terminal.summary(found, tmp_path)
+    assert "Falsely called members, of uniform, in words: max-score 100.0 (" in text
+    assert "Calibration error on non-members, by calibration: none " in text
+    assert ", T fitted 1.23 (1.00–2.00)." in text
+    assert "Not run: Laplace, probit, not predicted" in text
+    bare = found | {"trust": trust | {"kinds": [], "calibrations": trust["calibrations"][:1]}}
+    text = terminal.summary(bare, tmp_path)
+    assert "Falsely called" not in text
+    assert "T fitted" not in text

@@ -232,7 +232,7 @@ def test_only_missing_models_are_scored_again(trained, tmp_path):
 # Noisy queries and gradient norms, on a network that compiles fast.
 
 QUERIES, SIGMA = 7, 0.3
-NETWORK = Network(*[lambda *_: None] * 5)
+NETWORK = Network(*[lambda *_: None] * 6)
 
 
 def with_score(experiment, **changes):

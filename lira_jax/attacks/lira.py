@@ -228,7 +228,7 @@ def _merge(a: _Spread, b: _Spread) -> _Spread:
 def _std(side: Moments, spread: _Spread, variance: str) -> Float[np.ndarray, "F C|1 Q"]:
     """σ of one side: per example, [F, C, Q], or one for all examples, [F, 1, Q]."""
     total = spread.within + spread.count * spread.between
-    overall = np.sqrt(total / (spread.examples * spread.count - 1))
+    overall = np.sqrt(total / max(spread.examples * spread.count - 1, 1))
     overall = np.maximum(overall, MIN_STD)[:, np.newaxis]
     freedom = max(spread.count - 1, 1)
     if variance == "-global":

@@ -24,26 +24,10 @@ from jaxtyping import Array, Key, UInt8
 from lira_jax import checkpoints, datasets, networks, run_dir
 from lira_jax.config import DefenceConfig, Experiment, NetworkConfig, flatten, keep_fraction
 from lira_jax.errors import InputError
-from lira_jax.networks import Network, Variables
+from lira_jax.networks import Network, Variables, last_layer
 from lira_jax.optimization import steps_per_epoch
 
-# The last layer is the one of these names, in users' own networks as in ours.
-LAST_LAYERS = ("dense", "head")
-
-
-def last_layer(variables: Variables, arch: str) -> str:
-    """The name of a network's last layer.
-
-    Raises:
-        InputError: a network of the user's own that has none, or two, of these names.
-    """
-    found = [name for name in LAST_LAYERS if name in variables["params"]]
-    if len(found) != 1:
-        raise InputError(
-            f'defence.transfer_from: network.arch = "{arch}" does not tell its last layer; name '
-            f"the attribute that holds it {' or '.join(LAST_LAYERS)}, and no other"
-        )
-    return found[0]
+_KEY = "defence.transfer_from"
 
 
 def begun_from(network: Network, initial: Variables | None, config: DefenceConfig) -> Network:
@@ -78,7 +62,17 @@ def begun_from(network: Network, initial: Variables | None, config: DefenceConfi
     def features(variables: Variables, images: Array) -> Array:
         return network.features(whole(variables, initial, config), images)
 
-    return replace(network, init=init, apply_train=apply_train, apply=apply, features=features)
+    def head_inputs(variables: Variables, images: Array) -> Array:
+        return network.head_inputs(whole(variables, initial, config), images)
+
+    return replace(
+        network,
+        init=init,
+        apply_train=apply_train,
+        apply=apply,
+        features=features,
+        head_inputs=head_inputs,
+    )
 
 
 def whole(variables: Variables, initial: Variables | None, config: DefenceConfig) -> Variables:
@@ -123,7 +117,7 @@ def read(experiment: Experiment, network: Network, images: UInt8[np.ndarray, "E 
         )
     rows = jax.tree.map(lambda leaf: np.empty((group.size, *leaf.shape), leaf.dtype), like)
     variables = jax.tree.map(lambda leaf: leaf[0], checkpoints.restore(source, group, rows))
-    del variables["params"][last_layer(variables, theirs.network.arch)]
+    del variables["params"][last_layer(variables, theirs.network.arch, _KEY)]
     return variables
 
 
@@ -139,7 +133,7 @@ def _refuse_other_network(
     where = f'defence.transfer_from = "{experiment.defence.transfer_from}"'
     ours = jax.eval_shape(network.init, jax.random.key(0))
     if theirs.network.arch == experiment.network.arch:
-        last = last_layer(ours, experiment.network.arch)
+        last = last_layer(ours, experiment.network.arch, _KEY)
         if _body(ours, last) == _body(like, last):
             return
         if channels[0] != channels[1]:
@@ -163,14 +157,10 @@ def _body(like: Variables, last: str) -> dict[str, tuple[int, ...]]:
 
 
 def _refuse_overlap(source: Path, images: np.ndarray, seen: np.ndarray) -> None:
-    if images.shape[1:] != seen.shape[1:]:
-        return
-    known = {image.tobytes() for image in seen}
-    shared = [number for number, image in enumerate(images) if image.tobytes() in known]
-    if shared:
+    if both := datasets.shared(images, seen):
         raise InputError(
-            f"{source}: {len(shared)} of its candidates are candidates here too, first example "
-            f"{shared[0]}; make the runs disjoint: there data.limit = n, here data.skip = n"
+            f"{source}: {len(both)} of its candidates are candidates here too, first example "
+            f"{both[0]}; make the runs disjoint: there data.limit = n, here data.skip = n"
         )
 
 

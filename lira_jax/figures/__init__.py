@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from lira_jax.figures import budgets, histograms, label_only, roc
+from lira_jax.figures import budgets, histograms, label_only, roc, trust
 from lira_jax.figures.findings import (
     Band,
     Curve,
@@ -55,6 +55,7 @@ def draw(findings: Findings) -> list[Drawing | Missing]:
         *histograms.every(findings),
         *budgets.every(findings),
         *label_only.every(findings),
+        *trust.every(findings),
     ]
     return made + [Missing(*words) for words in _OTHER_RUNS]
 

@@ -64,6 +64,21 @@ class LabelOnly:
     member: Bool[np.ndarray, "T L"] | None
 
 
+@dataclass(frozen=True, eq=False)
+class Trust:
+    """What figures about inputs from elsewhere are drawn from.
+
+    Attributes:
+        confidence: maximum prediction score of each model on each example.
+        of_kinds: likewise on the inputs of each kind, by its name.
+        samples: the first few inputs of each kind, as the network sees them.
+    """
+
+    confidence: Float[np.ndarray, "N E"]
+    of_kinds: Mapping[str, Float[np.ndarray, "N M"]]
+    samples: Mapping[str, UInt8[np.ndarray, "S H W C"]]
+
+
 @dataclass(frozen=True)
 class Findings:
     """All that figures and report are made of.
@@ -79,6 +94,7 @@ class Findings:
         no_images: why there are none; empty if nothing is to be said of it.
         classes: names of the classes, untrusted text; None where unknown.
         label_only: of label-only attacks; None where live models were not asked.
+        trust: of inputs from elsewhere; None where models were not asked.
     """
 
     metrics: Mapping[str, Any]
@@ -90,6 +106,7 @@ class Findings:
     no_images: str = ""
     classes: tuple[str, ...] | None = None
     label_only: LabelOnly | None = None
+    trust: Trust | None = None
 
 
 def statistic_curves(

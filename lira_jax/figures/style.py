@@ -75,6 +75,10 @@ STYLES: dict[str, tuple[str, Line]] = {
     "combined": (ORANGE, "-."),
     "lira-label-only": (WINE, "-"),
     "carlini-wagner": (OLIVE, "--"),
+    "entropy": (GREEN, ":"),
+    "max-score": (RED, (0, (6.0, 1.5))),
+    "top-3": (ORANGE, ":"),
+    "max-score-calibrated": (WINE, "--"),
 }
 _OWN_COLOURS = (GREY, WINE, OLIVE, INDIGO)
 _OWN_LINES: tuple[Line, ...] = (

@@ -25,7 +25,6 @@ label.
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -38,10 +37,12 @@ from jaxtyping import Bool, Float32, Int32
 
 from lira_jax.config import LabelOnlyConfig
 from lira_jax.errors import InputError
+from lira_jax.run_dir import read_record
 from lira_jax.score_set import ScoreSet
 from lira_jax.storage import read_array
 
 FOLDER = "label_only"
+COMMAND = "score.py --label-only"
 MODELS = "models.json"
 # Distances are kept at those of these numbers of queries that lie below the budget, and at it.
 CHECKPOINTS = (100, 200, 400, 700, 1000, 1500, 2500, 5000, 10_000, 25_000)
@@ -239,26 +240,6 @@ def shifts(distance: int) -> list[tuple[int, int]]:
     return [(i, j) for i in span for j in span if abs(i) + abs(j) == distance]
 
 
-def read_settings(folder: Path, name: str) -> dict[str, Any] | None:
-    """What NAME.json tells; None where there is none.
-
-    Raises:
-        InputError: damaged.
-    """
-    path = folder / f"{name}.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError("no table")
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise InputError(
-            f"{path}: damaged ({error}); delete {folder} and ask again with score.py --label-only"
-        ) from None
-    return found
-
-
 def command(run: Path) -> str:
     """What makes the answers of a run."""
     return f"python score.py --run {shlex.quote(str(run))} --label-only"
@@ -278,7 +259,7 @@ def read(run: Path, held: ScoreSet) -> LabelAnswers | None:
             that the source models or the targets have trained on all of them, or on none.
     """
     folder = run / FOLDER
-    asked = read_settings(folder, MODELS.removesuffix(".json"))
+    asked = read_record(folder / MODELS, COMMAND)
     if asked is None:
         return None
     models, examples = held.keep.shape
@@ -347,9 +328,7 @@ def of_first(answers: LabelAnswers, count: int) -> LabelAnswers:
 
 
 def _damaged(path: Path, reason: str, folder: Path) -> InputError:
-    return InputError(
-        f"{path}: damaged ({reason}); delete {folder} and ask again with score.py --label-only"
-    )
+    return InputError(f"{path}: damaged ({reason}); delete {folder} and run {COMMAND} again")
 
 
 def _numbers_of(folder: Path, asked: Mapping[str, Any], side: str, models: int) -> tuple[int, ...]:
@@ -370,7 +349,7 @@ def _read(run: Path, name: str, sources: int, models: int, examples: int) -> Ans
     if not path.is_file():
         return None
     record = name.removesuffix("_queries")  # spent on distances, and made with their settings
-    settings = read_settings(folder, record)
+    settings = read_record(folder / f"{record}.json", COMMAND)
     needs = ("examples", *SETTINGS[record])
     if settings is None or not all(need in settings for need in needs):
         reason = f"{record}.json, which tells its settings, is missing or incomplete"

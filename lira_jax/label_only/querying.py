@@ -40,7 +40,6 @@ from lira_jax.shards import Shard
 from lira_jax.training import Candidates, build_network, candidates
 from lira_jax.views import plain
 
-COMMAND = "score.py --label-only"
 # Examples of a part, which a kill may cost: at most so many, and of distances, unless they are
 # searched for together anyway, so few that they take no more than so many queries.
 PART, DISTANCES_PART, PART_QUERIES = 256, 32, 500_000
@@ -149,7 +148,7 @@ def query(
             )
     _check_models(folder, asked)
     for task in tasks:
-        _check_settings(folder, task)
+        run_dir.check_record(folder, task.product, task.settings)
     scoring.score(experiment, run, devices, shard, repair=repair)
 
     shares = [shard.models(task.examples) for task in tasks]
@@ -170,7 +169,9 @@ def query(
             storage.write_text(folder / answers.MODELS, _as_json(_models(asked)))
             for task, numbers, share in zip(tasks, left, shares, strict=True):
                 if numbers:
-                    _check_settings(folder, task)  # another shard may have begun since
+                    run_dir.check_record(
+                        folder, task.product, task.settings
+                    )  # another shard may have begun since
                     storage.write_text(folder / task.product.record, _as_json(task.settings))
                     _make(run, task, numbers, len(share), place, together)
                     # Attacks can use it while the rest is still being asked for.
@@ -235,7 +236,7 @@ def _tasks(experiment: Experiment, data: Candidates, asked: Asked) -> list[_Task
     ) -> _Task:
         name = next(iter(shapes))
         settings = {"examples": examples} | {one: names[one] for one in answers.SETTINGS[name]}
-        product = Product(shapes, f"{name}_parts", COMMAND)
+        product = Product(shapes, f"{name}_parts", answers.COMMAND)
         return _Task(product, settings, examples, models, part, queries, answer)
 
     def images(each: int) -> Callable[[Mesh], tuple[int, int]]:
@@ -612,8 +613,8 @@ def _models(asked: Asked) -> dict[str, list[int]]:
 
 def _check_models(folder: Path, asked: Asked) -> None:
     """Refuse to ask other models than those whose answers are there, or unknown ones."""
-    held = answers.read_settings(folder, Path(answers.MODELS).stem)
-    if held is None and any(answers.read_settings(folder, name) for name in answers.SETTINGS):
+    held = run_dir.read_record(folder / answers.MODELS, answers.COMMAND)
+    if held is None and any((folder / f"{name}.json").exists() for name in answers.SETTINGS):
         raise InputError(
             f"{folder}: {answers.MODELS}, which tells whose answers these are, is missing; delete "
             f"{folder} to ask anew"
@@ -626,27 +627,6 @@ def _check_models(folder: Path, asked: Asked) -> None:
                 f'"{", ".join(map(str, numbers))}"; give --label_only.{name} "{before}", or '
                 f"delete {folder} to ask anew"
             )
-
-
-def _check_settings(folder: Path, task: _Task) -> None:
-    """Refuse to go on with answers to other questions, or to unknown ones."""
-    held = answers.read_settings(folder, task.name)
-    whole = [f"{name}.npy" for name in task.product.arrays]
-    everything = f"{', '.join([task.product.record, *whole])} and {task.product.parts} there"
-    if held is None:
-        made = next((n for n in (*whole, task.product.parts) if (folder / n).exists()), None)
-        if made:
-            raise InputError(
-                f"{folder / made}: {task.product.record}, which tells its settings, is missing; "
-                f"delete {everything} to ask anew"
-            )
-    elif held != task.settings:
-        key = next(k for k in {**task.settings, **held} if held.get(k) != task.settings.get(k))
-        raise InputError(
-            f"{folder / task.product.record}: made with {key} = {held.get(key)}, not "
-            f"{task.settings.get(key)}; ask for the same to go on with it, or delete {everything} "
-            "to ask anew"
-        )
 
 
 def _say(

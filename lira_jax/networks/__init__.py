@@ -4,8 +4,9 @@ A network is a Flax NNX module that maps images float [B, H, W, C] in [−1, 1] 
 [B, K]. To add one: a file here and a line in `ARCHITECTURES`, or
 `arch = "package.module:function"`, a callable taking the keyword arguments
 `image_shape, classes, depth, width, dtype, rngs`. Architectures here also take `norm` and
-`dropout`, and have a method `features`; a function of yours makes its own choice of both, and its
-module may have the method too.
+`dropout`, and have a method `features`, the last layer being their attribute `dense` or `head`; a
+function of yours makes its own choice of both, and its module may have the method and the attribute
+too.
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ _DEPTH_OFFSET = {"wide_resnet": 4, "resnet": 2}
 # What a network keeps beside weights; random streams are drawn anew each step.
 _REST = nnx.Not(nnx.Any(nnx.Param, nnx.RngState))
 
+# The last layer is the attribute of one of these names, in users' own networks as in ours.
+LAST_LAYERS = ("dense", "head")
+
 Variables = dict[str, Any]
 """`params` (trained weights) and `rest` (BatchNorm statistics and the like): nested dicts of
 arrays."""
@@ -57,6 +61,12 @@ class Network:
             train the last layer alone.
         features: variables, images ↦ the last layer's inputs [B, F] in evaluation mode; raises
             InputError for a user's module that has no method `features`.
+        head_inputs: variables, images ↦ what the last layer's weights multiply [B, F], in
+            evaluation mode: logits = head_scale · (head_inputs @ kernel + bias), with a
+            convolution's kernel as a matrix. It is the module's method `head_inputs` or, without
+            one, `features`.
+        head_scale: what the last layer's outputs are multiplied by; the module's `head_scale`, or
+            1.
     """
 
     init: Callable[[Key[Array, ""]], Variables]
@@ -67,6 +77,26 @@ class Network:
     apply: Callable[[Variables, Float[Array, "B H W C"]], Float[Array, "B K"]]
     apply_tuned: Callable[[Variables, Float[Array, "B H W C"], Key[Array, ""]], Float[Array, "B K"]]
     features: Callable[[Variables, Float[Array, "B H W C"]], Float[Array, "B F"]]
+    head_inputs: Callable[[Variables, Float[Array, "B H W C"]], Float[Array, "B F"]]
+    head_scale: float = 1.0
+
+
+def last_layer(variables: Variables, arch: str, asked_by: str) -> str:
+    """The name of a network's last layer.
+
+    Args:
+        asked_by: configuration key that needs to know, for the message.
+
+    Raises:
+        InputError: a network of the user's own that has none, or two, of these names.
+    """
+    found = [name for name in LAST_LAYERS if name in variables["params"]]
+    if len(found) != 1:
+        raise InputError(
+            f'{asked_by}: network.arch = "{arch}" does not tell its last layer; name '
+            f"the attribute that holds it {' or '.join(LAST_LAYERS)}, and no other"
+        )
+    return found[0]
 
 
 def build(
@@ -181,4 +211,15 @@ def build(
             )
         return model.features(images).astype(jnp.float32)
 
-    return Network(init, apply_train, apply, apply_tuned, features)
+    def head_inputs(variables: Variables, images: Array) -> Array:
+        model = merge(graph_eval, variables, jax.random.key(0))
+        method = getattr(model, "head_inputs", getattr(model, "features", None))
+        if method is None:
+            raise InputError(
+                f'network.arch = "{config.arch}": has no method features(images) that gives the '
+                "last layer's inputs [B, F]; add one, or give --trust.laplace False"
+            )
+        return method(images).astype(jnp.float32)
+
+    head_scale = float(getattr(abstract, "head_scale", 1.0))
+    return Network(init, apply_train, apply, apply_tuned, features, head_inputs, head_scale)

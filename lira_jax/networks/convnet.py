@@ -56,5 +56,18 @@ class ConvNet(nnx.Module):
         """The last convolution's inputs, as their mean over pixels."""
         return jnp.mean(self.maps(x), axis=(1, 2), dtype=jnp.float32)
 
+    def head_inputs(self, x: Float[Array, "B H W C"]) -> Float[Array, "B 9*F"]:
+        """What each pixel of the last convolution's kernel meets, as its mean over pixels: all
+        pixels but those of a border, next to which the kernel meets zeros."""
+        maps = self.maps(x).astype(jnp.float32)
+        height, width = maps.shape[1:3]
+        around = jnp.pad(maps, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        met = [
+            jnp.mean(around[:, row : row + height, column : column + width], axis=(1, 2))
+            for row in range(3)
+            for column in range(3)
+        ]
+        return jnp.concatenate(met, axis=-1)
+
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B K"]:
         return jnp.mean(self.head(self.dropout(self.maps(x))), axis=(1, 2))

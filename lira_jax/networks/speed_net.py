@@ -128,6 +128,8 @@ class SpeedNet(nnx.Module):
     """Whitened 2×2 patches and their negatives; blocks of w, 2w and 4w filters, each halving the
     side; maximum over pixels, dense, divided by 9."""
 
+    head_scale = HEAD_SCALE
+
     def __init__(
         self,
         image_shape: tuple[int, int, int],
@@ -162,4 +164,4 @@ class SpeedNet(nnx.Module):
         return jnp.max(x, axis=(1, 2)).astype(jnp.float32)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B K"]:
-        return self.dense(self.dropout(self.features(x))) * HEAD_SCALE
+        return self.dense(self.dropout(self.features(x))) * self.head_scale

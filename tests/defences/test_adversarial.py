@@ -82,7 +82,7 @@ def linear_network() -> Network:
     def apply_train(variables, x, key):
         return apply(variables, x), {}
 
-    return Network(init, apply_train, apply, apply, apply)
+    return Network(init, apply_train, *[apply] * 4)
 
 
 def test_a_step_of_the_classifier_follows_its_loss_and_the_gain_of_h_after_its_own_step():

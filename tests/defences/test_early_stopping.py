@@ -155,7 +155,7 @@ def answers_of(right: list[int]) -> Network:
         wrong = number >= jnp.array(right)[variables["params"]["step"]]
         return jax.nn.one_hot(wrong.astype(int), 2)
 
-    return Network(None, None, apply, None, None)
+    return Network(None, None, apply, None, None, None)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lira_jax import checkpoints, run_dir, scoring, training
+from lira_jax import checkpoints, networks, run_dir, scoring, training
 from lira_jax.config import DataConfig, DefenceConfig, Experiment, NetworkConfig, TrainConfig
 from lira_jax.defences import transfer
 from lira_jax.interrupts import Stopped
@@ -235,8 +235,11 @@ def in_colour():
 @pytest.mark.parametrize("names", [(), ("dense", "head")])
 def test_a_network_that_does_not_name_its_last_layer_is_refused(names):
     variables = {"params": {name: {} for name in ("hidden", *names)}, "rest": {}}
-    message = refusal(None, lambda: transfer.last_layer(variables, "mine:Net"))
-    assert 'network.arch = "mine:Net" does not tell its last layer; name the attribute' in message
+    message = refusal(None, lambda: networks.last_layer(variables, "mine:Net", "some.key"))
+    assert (
+        'some.key: network.arch = "mine:Net" does not tell its last layer; name the attribute'
+        in message
+    )
 
 
 def test_a_source_that_is_no_run_or_not_trained_is_refused(source, onward, tmp_path):
@@ -256,14 +259,12 @@ def test_a_source_that_is_no_run_or_not_trained_is_refused(source, onward, tmp_p
 
 
 def test_the_last_layers_of_our_networks_are_known():
-    from lira_jax import networks
-
     for arch in networks.ARCHITECTURES:
         network = networks.build(
             NetworkConfig(arch, 16 if arch == "wide_resnet" else 8, 1), (8, 8, 1), 5
         )
         params = jax.eval_shape(network.init, jax.random.key(0))
-        last = params["params"][transfer.last_layer(params, arch)]
+        last = params["params"][networks.last_layer(params, arch, "some.key")]
         assert last["kernel"].shape[-1] == last["bias"].shape[-1] == 5
 
 

@@ -423,7 +423,9 @@ def test_other_questions_are_refused_from_the_first_part_on_and_asked_once_all_i
             querying.query(only_noise, run, jax.devices()[:2])
     for name in ("noise.json", "noise_parts"):
         message = refusal(run, lambda: querying.query(other, run))
-        assert message.endswith("delete noise.json, noise.npy and noise_parts there to ask anew")
+        assert message.endswith(
+            "delete noise.json, noise.npy and noise_parts there to make it anew"
+        )
         storage.remove(run / "label_only" / name)
     querying.query(other, run, jax.devices()[:2])
     assert load(run, "noise").max() == 1

@@ -75,7 +75,7 @@ def test_refuses_a_damaged_record(run, name):
         storage.write_text(run / f"label_only/{name}.json", text)
         message = refusal(run, lambda: read(run))
         assert f"{name}.json" in message
-        assert "ask again" in message
+        assert "score.py --label-only again" in message
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from flax import nnx
 from lira_jax.config import NetworkConfig
 from lira_jax.errors import InputError
 from lira_jax.networks import build
+from lira_jax.trust.laplace import last_layer_weights
 
 
 def parameters(config, image_shape=(32, 32, 3), classes=10):
@@ -114,41 +115,31 @@ def test_with_group_normalisation_no_image_sees_another_and_nothing_is_kept_of_a
     assert float(jnp.std(train(x))) > 0.01  # it does not normalise all away
 
 
-HEADS = {
-    "resnet": lambda p, f: f @ p["dense"]["kernel"] + p["dense"]["bias"],
-    "speed_net": lambda p, f: (f @ p["dense"]["kernel"] + p["dense"]["bias"]) / 9,
-}
-
-
-@pytest.mark.parametrize("arch", ["resnet", "speed_net"])
-def test_features_are_the_last_layers_inputs_in_evaluation_mode(arch):
-    network = build(ARCHITECTURES[arch], (8, 8, 1), 10, dropout=0.5)
+@pytest.mark.parametrize(
+    ("arch", "width"), [("resnet", 16), ("wide_resnet", 64), ("convnet", 16), ("speed_net", 16)]
+)
+def test_logits_are_linear_in_the_last_layers_inputs_in_evaluation_mode(arch, width):
+    # Of 24 pixels, 3 are left before the convnet's last convolution, which so meets borders.
+    side = 24 if arch == "convnet" else 8
+    network = build(ARCHITECTURES[arch], (side, side, 1), 10, dropout=0.5)
     variables = jax.jit(network.init)(jax.random.key(0))
-    x = jax.random.normal(jax.random.key(1), (5, 8, 8, 1))
-    features = jax.jit(network.features)(variables, x)
-    assert features.dtype == jnp.float32
-    logits = jax.jit(network.apply)(variables, x)
-    np.testing.assert_allclose(HEADS[arch](variables["params"], features), logits, atol=1e-5)
+    x = jax.random.normal(jax.random.key(1), (3, side, side, 1))
 
+    @jax.jit
+    def answers(x):
+        functions = (network.apply, network.features, network.head_inputs)
+        return [function(variables, x) for function in functions]
 
-@pytest.mark.parametrize(("arch", "width"), [("wide_resnet", 64), ("convnet", 16)])
-def test_features_of_others_have_the_width_of_their_plan(arch, width):
-    network = build(ARCHITECTURES[arch], (8, 8, 1), 10)
-    variables = jax.eval_shape(network.init, jax.random.key(0))
-    x = jax.ShapeDtypeStruct((5, 8, 8, 1), jnp.float32)
-    assert jax.eval_shape(network.features, variables, x).shape == (5, width)
-
-
-def test_features_of_a_convnet_without_borders_give_its_logits():
-    # A head kernel that is 0 but in its centre pixel is a dense layer of the features.
-    network = build(ARCHITECTURES["convnet"], (8, 8, 1), 10)
-    variables = jax.jit(network.init)(jax.random.key(0))
-    head = variables["params"]["head"]
-    centre = head["kernel"][1, 1]
-    head["kernel"] = jnp.zeros_like(head["kernel"]).at[1, 1].set(centre)
-    x = jax.random.normal(jax.random.key(1), (5, 8, 8, 1))
-    logits = jax.jit(network.features)(variables, x) @ centre + head["bias"]
-    np.testing.assert_allclose(logits, jax.jit(network.apply)(variables, x), atol=1e-5)
+    logits, features, inputs = answers(x)
+    assert features.dtype == inputs.dtype == jnp.float32
+    kernel, bias = last_layer_weights(variables, arch)
+    expected = (inputs @ kernel + bias) / (9 if arch == "speed_net" else 1)
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+    assert network.head_scale == (1 / 9 if arch == "speed_net" else 1)
+    # A convolution's features are what its kernel's centre meets, the fifth of nine pixels.
+    assert features.shape == (3, width)
+    middle = inputs[:, 4 * width : 5 * width] if arch == "convnet" else inputs
+    np.testing.assert_allclose(features, middle, rtol=1e-6)
 
 
 @pytest.mark.parametrize("arch", ["resnet", "convnet"])
@@ -199,6 +190,8 @@ def test_a_users_own_module_is_built_from_its_name():
     assert network.apply(variables, jnp.ones((2, 4, 4, 1))).shape == (2, 3)
     with pytest.raises(InputError, match="has no method features"):
         network.features(variables, jnp.ones((2, 4, 4, 1)))
+    with pytest.raises(InputError, match=r"has no method features.*--trust\.laplace False"):
+        network.head_inputs(variables, jnp.ones((2, 4, 4, 1)))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,475 @@
+"""Figures of inputs from elsewhere, of calibration, and of what it gives away."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from scipy.special import logit
+
+from lira_jax.figures.findings import Findings, Trust, is_few
+from lira_jax.figures.histograms import picture
+from lira_jax.figures.style import (
+    GREY,
+    IN,
+    OUT,
+    RED,
+    SKY,
+    Drawing,
+    Missing,
+    figure,
+    plain,
+    rendered,
+    style_of,
+)
+
+_ASK = "nothing was predicted elsewhere: python score.py --run DIR --trust"
+_COLUMNS = 3
+# Sample images of each kind.
+_SHOWN = 6
+_BINS = 48
+# Scores above are drawn as this: in float32 they soon round to 1.
+_HIGHEST = 0.99999
+_TICKS = {0.01: ".01", 0.1: ".1", 0.5: ".5", 0.9: ".9", 0.99: ".99", 0.999: ".999", 0.9999: ".9999"}
+_MARKS = {
+    "entropy": "v",
+    "max-score": "o",
+    "top-3": "s",
+    "gap": "X",
+    "max-score-calibrated": "D",
+    "lira-offline": "P",
+    "lira-online": "*",
+}
+# Attacks of the trade-off, whose scores a calibration changes.
+_TRADED = ("entropy", "max-score", "top-3", "lira-online")
+_CALIBRATION_MARKS = "osD^vP*X<>p"
+_CHANCE: dict[str, Any] = {"color": "0.6", "linestyle": (0, (4.0, 3.0)), "linewidth": 0.8}
+
+
+def every(findings: Findings) -> list[Drawing | Missing]:
+    """All figures of one run about inputs from elsewhere and calibration."""
+    return [
+        _inputs(findings),
+        _false_positives(findings),
+        _reliability(findings),
+        _trade_off(findings),
+    ]
+
+
+# Inputs from elsewhere.
+
+
+@dataclass(frozen=True, eq=False)
+class _Row:
+    """A row of the figure of inputs.
+
+    Attributes:
+        title: of the inputs.
+        images: some of them; None where there are none to show.
+        confidence: maximum prediction scores of all models.
+        colour: of the distribution.
+    """
+
+    title: str
+    images: UInt8[np.ndarray, "S H W C"] | None
+    confidence: Float[np.ndarray, " P"]
+    colour: str
+
+
+def _inputs(findings: Findings) -> Drawing | Missing:
+    name, title = "trust_inputs", "Inputs and how sure the models are of them"
+    found, held = findings.metrics.get("trust"), findings.trust
+    if held is None or not found or not found["kinds"]:
+        return Missing(name, "", title, _ASK)
+    rows = _rows(findings, held, found)
+    least = max(min(float(row.confidence.min()) for row in rows), 1e-3)
+    edges = np.linspace(logit(least) - 0.2, logit(_HIGHEST), _BINS + 1)
+    members = _shares(rows[0], edges)
+    with figure(0.42 + 0.41 * len(rows)) as made:
+        grid = made.subplots(len(rows), 2, width_ratios=(1, 1.05), squeeze=False)
+        made.set_layout_engine("constrained", h_pad=0.008, w_pad=0.03, hspace=0, wspace=0)
+        for (left, right), row in zip(grid, rows, strict=True):
+            left.set_axis_off()
+            left.set_title(plain(row.title), loc="left", pad=1.5)
+            if row.images is not None:
+                left.imshow(_strip(row.images), interpolation="nearest", cmap="grey",
+                            vmin=0, vmax=255, aspect="equal")  # fmt: skip
+                left.set_anchor("W")
+            shares = _shares(row, edges)
+            # Every distribution as high as its row: one that stands on one score too.
+            right.stairs(shares / shares.max(), edges, fill=True, color=row.colour, alpha=0.5)
+            right.stairs(members / members.max(), edges, color=IN, linewidth=0.7)
+            mean = float(row.confidence.mean())
+            right.axvline(
+                min(logit(mean), edges[-1]), color="black", linewidth=1.1, solid_capstyle="butt"
+            )
+            right.annotate(
+                f"{mean:.3f}", (1.03, 0.1), xycoords="axes fraction", fontsize=6.5, va="bottom"
+            )
+            right.set(xlim=(edges[0], edges[-1]), ylim=(0, 1.12), yticks=[])
+            right.spines[["left", "top", "right"]].set_visible(False)
+            ticks = {place: label for place, label in _TICKS.items() if place > least}
+            right.set_xticks([logit(place) for place in ticks], labels=[])
+        grid[0, 1].annotate(
+            "mean", (1.03, 1.0), xycoords="axes fraction", fontsize=6.5, va="bottom"
+        )
+        grid[-1, 1].set_xticks(grid[-1, 1].get_xticks(), list(ticks.values()))
+        grid[-1, 1].set_xlabel("Maximum prediction score p")
+        pictures = rendered(made)
+    caption = (
+        f"Maximum prediction scores of all {found['targets']} models, evenly spaced by "
+        f"log(p/(1−p)); what exceeds {_HIGHEST} stands at the right end. Black: the mean. Red "
+        "outline, in every row: the scores of members. Each distribution is drawn to the same "
+        "height. Images: some of the inputs as the network sees them"
+    )
+    caption += "." if findings.images is not None else "; those of the examples are not at hand."
+    return Drawing(name, "", title, caption, **pictures)
+
+
+def _rows(findings: Findings, held: Trust, found: Mapping[str, Any]) -> list[_Row]:
+    """Members and other examples of all models, and each kind."""
+    # Canaries come last and are left out.
+    keep = findings.score_set.keep[:, : held.confidence.shape[1]]
+    rows = []
+    for title, side, colour in (
+        ("members", keep, IN),
+        ("non-members: other examples", ~keep, OUT),
+    ):
+        # Images on that side of the first model.
+        images = None
+        if findings.images is not None:
+            images = np.asarray(findings.images[np.flatnonzero(side[0])[:_SHOWN]])
+        rows.append(_Row(title, images, held.confidence[side], colour))
+    for kind in found["kinds"]:
+        name = kind["name"]
+        images = held.samples[name][:_SHOWN]
+        rows.append(_Row(kind["title"], images, held.of_kinds[name].ravel(), GREY))
+    return rows
+
+
+def _strip(images: UInt8[np.ndarray, "S H W C"]) -> np.ndarray:
+    """Images beside one another, white between them and where there are fewer than the most."""
+    height, width = images.shape[1:3]
+    gap = max(1, width // 16)
+    shown = [picture(image) for image in images]
+    strip = np.full((height, _SHOWN * (width + gap) - gap, *shown[0].shape[2:]), 255, np.uint8)
+    for place, image in enumerate(shown):
+        strip[:, place * (width + gap) : place * (width + gap) + width] = image
+    return strip
+
+
+def _shares(row: _Row, edges: Float[np.ndarray, " B"]) -> Float[np.ndarray, " C"]:
+    """The share of scores in each bin; those beyond the ends belong to the outermost."""
+    with np.errstate(divide="ignore"):
+        places = np.clip(logit(row.confidence), edges[0], edges[-1])
+    counts, _ = np.histogram(places, edges)
+    return counts / row.confidence.size
+
+
+def _false_positives(findings: Findings) -> Drawing | Missing:
+    name, title = "trust_fpr", "False positives on inputs from elsewhere"
+    found = findings.metrics.get("trust")
+    if not found or not found["kinds"]:
+        return Missing(name, "", title, _ASK)
+    attacks = [one for one in found["calibrations"][0]["attacks"] if one["inputs"]]
+    kinds = {kind["name"]: place for place, kind in enumerate(found["kinds"], start=1)}
+    titles = ["non-members:\nother examples", *(plain(kind["title"]) for kind in found["kinds"])]
+    with figure(0.75 + 0.1 * len(attacks) + 0.37 * len(titles)) as made:
+        axes = made.add_subplot()
+        for place in range(0, len(titles), 2):
+            axes.axhspan(place - 0.5, place + 0.5, color="0.95", linewidth=0, zorder=0)
+        for place, entry in enumerate(attacks):
+            offset = 0.13 * (place - (len(attacks) - 1) / 2)
+            colour, _ = style_of(entry["name"])
+            judged = [(0, entry["decision"])]
+            judged += [(kinds[one["kind"]], one["decision"]) for one in entry["inputs"]]
+            for row, decision in judged:
+                low, high = decision["fpr_ci"]
+                axes.hlines(row + offset, 100 * low, 100 * high, color=colour, linewidth=0.8)
+                axes.plot(
+                    [100 * decision["fpr"]], [row + offset], color=colour, linestyle="none",
+                    marker=_MARKS[entry["name"]], markersize=3.2, clip_on=False, zorder=3,
+                )  # fmt: skip
+        axes.set(xlim=(0, 100), ylim=(len(titles) - 0.5, -0.5))
+        axes.set_yticks(range(len(titles)), titles)
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel("Falsely called members [%]")
+        axes.grid(axis="x", linewidth=0.3, color="0.85")
+        axes.set_axisbelow(True)
+        handles = [_handle(entry["name"]) for entry in attacks]
+        labels = [entry["name"] for entry in attacks]
+        made.legend(handles, labels, loc="outside lower center", ncols=2)
+        pictures = rendered(made)
+    caption = (
+        "The share of inputs that each attack calls members, though no model trained on them, at "
+        "the threshold tuned on one source model; mean over "
+        f"{found['targets']} targets, plain predictions. entropy, max-score and top-3 "
+        "have one threshold for all inputs; max-score-calibrated and lira-offline compare with "
+        "what other models say of the same input, lira-offline of the label or, where there is "
+        "none, of the class that the target predicts. gap needs a label. Bars: 95 % intervals."
+    )
+    return Drawing(name, "", title, caption, **pictures)
+
+
+def _handle(name: str) -> Line2D:
+    return Line2D(
+        [], [], color=style_of(name)[0], linestyle="none", marker=_MARKS[name], markersize=4
+    )
+
+
+# Calibration.
+
+
+def _trade_off(findings: Findings) -> Drawing | Missing:
+    name, title = "trust_trade_off", "Better calibrated, and what leaks then"
+    found = findings.metrics.get("trust")
+    if not found:
+        return Missing(name, "", title, _ASK)
+    calibrations = found["calibrations"]
+    with figure(2.75 + 0.125 * -(-len(calibrations) // _COLUMNS)) as made:
+        left, right = made.subplots(1, 2)
+        few = False
+        titles = {one["name"]: one["title"] for one in calibrations}
+        for one in calibrations:
+            mark = marks_of(titles)[one["name"]]
+            errors = _with_interval(one["nonmembers"], "ece")
+            for entry in one["attacks"]:
+                colour, _ = style_of(entry["name"])
+                if entry["name"] in _TRADED:
+                    crossed(left, errors, _with_interval(entry, "auc"), colour, mark)
+                if entry["name"] == "lira-online":
+                    hollow = is_few(entry, "0.001")
+                    few |= hollow
+                    crossed(right, errors, tpr_of(entry), colour, mark, hollow=hollow)
+        left.axhline(50, zorder=1, **_CHANCE)
+        right.axhline(0.1, zorder=1, **_CHANCE)
+        left.set_ylabel("AUROC [%]")
+        right.set_ylabel("LiRA online: TPR at 0.1 % FPR [%]")
+        right.set_ylim(bottom=0)
+        for axes in (left, right):
+            axes.set_xlabel("ECE, non-members [%]")
+            axes.set_xlim(left=0)
+            axes.margins(x=0.08)
+            axes.grid(linewidth=0.3, color="0.9")
+            axes.set_axisbelow(True)
+        legend_of_calibrations(made, titles)
+        handles: list[Line2D] = [
+            Line2D([], [], color=style_of(one)[0], linewidth=2) for one in _TRADED
+        ]
+        made.legend(
+            [*handles, Line2D([], [], **_CHANCE)],
+            [*_TRADED, "chance"],
+            loc="outside lower center",
+            ncols=3,
+        )
+        pictures = rendered(made)
+    caption = (
+        "Each point is one calibration of the same models: its expected calibration error on "
+        "examples that a model did not train on, and what the attacks then find. Left: area under "
+        "the ROC; right: online LiRA's members found at 0.1 % false positives. Bars: 95 % "
+        f"intervals, over {found['targets']} targets."
+    )
+    if few:
+        caption += " Hollow: fewer than ten false positives are expected there."
+    return Drawing(name, "", title, caption, **pictures)
+
+
+def marks_of(calibrations: Iterable[str]) -> dict[str, str]:
+    """The mark of each calibration, by its name."""
+    return {
+        name: _CALIBRATION_MARKS[place % len(_CALIBRATION_MARKS)]
+        for place, name in enumerate(calibrations)
+    }
+
+
+def legend_of_calibrations(made: Figure, titles: Mapping[str, str]) -> None:
+    """Above the axes, the marks of calibrations, whose titles are given by name."""
+    handles = [
+        Line2D([], [], color="0.3", linestyle="none", marker=mark, markersize=4)
+        for mark in marks_of(titles).values()
+    ]
+    labels = [plain(title) for title in titles.values()]
+    made.legend(
+        handles, labels, loc="outside upper center", ncols=_COLUMNS, title="calibration",
+        handletextpad=0.2,
+    )  # fmt: skip
+
+
+def tpr_of(entry: Mapping[str, Any]) -> tuple[float, float, float]:
+    """TPR at 0.1 % FPR of an attack, and its interval."""
+    value = entry["tpr_at_fpr"]["0.001"]
+    low, high = entry["tpr_at_fpr_ci"]["0.001"]
+    return value, low, high
+
+
+def _with_interval(entry: Mapping[str, Any], key: str) -> tuple[float, float, float]:
+    low, high = entry[f"{key}_ci"]
+    return entry[key], low, high
+
+
+def crossed(
+    axes: Axes,
+    x: tuple[float, float, float],
+    y: tuple[float, float, float],
+    colour: str,
+    mark: str,
+    *,
+    hollow: bool = False,
+) -> None:
+    """A point with its intervals in both directions, shares drawn in percent."""
+    (across, left, right), (up, low, high) = (tuple(100 * one for one in side) for side in (x, y))
+    axes.hlines(up, left, right, color=colour, linewidth=0.6)
+    axes.vlines(across, low, high, color=colour, linewidth=0.6)
+    axes.plot(
+        [across], [up], linestyle="none", color=colour, marker=mark, markersize=3.8,
+        markerfacecolor="white" if hollow else colour, markeredgewidth=0.7,
+    )  # fmt: skip
+
+
+def _reliability(findings: Findings) -> Drawing | Missing:
+    found = findings.metrics.get("trust")
+    if not found:
+        return Missing("trust_reliability", "", "Confidence against accuracy", _ASK)
+    panels = []
+    for one in found["calibrations"]:
+        bins = {key: np.array(value, float) for key, value in
+                one["nonmembers"]["reliability"].items()}  # fmt: skip
+        counts = bins.pop("counts").astype(np.int64)
+        title = one["title"]
+        if one["name"] == "temperature-fit":
+            title += f" ({one['temperature']['mean']:.3g})"
+        panels.append(Reliability(title, counts, ece=one["nonmembers"]["ece"], **bins))
+    return reliability_diagram(panels)
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """A panel of the reliability diagram: all models' predictions under one calibration.
+
+    Attributes:
+        title: of the panel.
+        counts: predictions in each bin of confidence, bins being of equal width, int [B].
+        confidence, accuracy: mean confidence and share of correct ones, NaN where empty, [B].
+        spread: standard deviation of the accuracy between models, NaN where not known, [B].
+        ece: expected calibration error, the mean over models.
+    """
+
+    title: str
+    counts: Int[np.ndarray, " B"]
+    confidence: Float[np.ndarray, " B"]
+    accuracy: Float[np.ndarray, " B"]
+    spread: Float[np.ndarray, " B"]
+    ece: float
+
+
+def reliability_diagram(panels: Sequence[Reliability]) -> Drawing:
+    """Accuracy against confidence, a panel for each calibration, three beside one another."""
+    rows = -(-len(panels) // _COLUMNS)
+    columns = min(_COLUMNS, len(panels))
+    with figure(0.7 + 1.45 * rows) as made:
+        ratios = [3.2, 1] * rows
+        axes = made.subplots(
+            2 * rows, columns, sharex=True, sharey="row", squeeze=False, height_ratios=ratios
+        )
+        made.set_layout_engine("constrained", h_pad=0.015, w_pad=0.015, hspace=0.02, wspace=0.03)
+        for place in range(rows * columns):
+            row, column = divmod(place, columns)
+            above, below = axes[2 * row, column], axes[2 * row + 1, column]
+            if place < len(panels):
+                _diagram(above, panels[place])
+                _histogram(below, panels[place])
+            else:
+                above.set_axis_off()
+                below.set_axis_off()
+            if place < len(panels) <= place + columns:
+                below.tick_params(labelbottom=True)
+                below.set_xlabel("Confidence [%]")
+        for row in range(rows):
+            axes[2 * row, 0].set_ylabel("Accuracy [%]")
+            axes[2 * row + 1, 0].set_ylabel("Share\n[%]")
+        handles = [
+            Line2D([], [], color="black", marker="o", markersize=2.5, linewidth=0.8),
+            Patch(color=RED, alpha=0.35, linewidth=0),
+            Patch(color=SKY, alpha=0.5, linewidth=0),
+            Line2D([], [], color="0.6", linestyle=(0, (4, 3)), linewidth=0.8),
+        ]
+        labels = [
+            "accuracy, ± spread of models",
+            "too confident",
+            "not confident enough",
+            "calibrated",
+        ]
+        made.align_ylabels(axes[:, 0])
+        made.legend(handles, labels, loc="outside lower center", ncols=2)
+        pictures = rendered(made)
+    return Drawing(
+        "trust_reliability",
+        "",
+        "Confidence against accuracy",
+        "Predictions of all models by their confidence, the largest probability, in bins of equal "
+        "width: the share of correct ones at their mean confidence. Shaded: the gap to equality. "
+        "Bars: standard deviation between models. ECE: expected calibration error, mean over "
+        "models. Below: the share of predictions in each bin.",
+        **pictures,
+    )
+
+
+def _diagram(axes: Axes, panel: Reliability) -> None:
+    held = panel.counts > 0
+    confidence, accuracy = 100 * panel.confidence[held], 100 * panel.accuracy[held]
+    spread = 100 * np.nan_to_num(panel.spread[held])
+    axes.plot([0, 100], [0, 100], color="0.6", linestyle=(0, (4, 3)), linewidth=0.8, zorder=1)
+    for side, colour, alpha in (
+        (accuracy < confidence, RED, 0.35),
+        (accuracy > confidence, SKY, 0.5),
+    ):
+        axes.bar(
+            _centres(panel)[held][side],
+            (accuracy - confidence)[side],
+            width=100 / panel.counts.size,
+            bottom=confidence[side],
+            color=colour,
+            alpha=alpha,
+            linewidth=0,
+        )
+    # A share lies between 0 and 1, and so do the ends of its bar.
+    ends = np.stack([np.minimum(spread, accuracy), np.minimum(spread, 100 - accuracy)])
+    axes.errorbar(
+        confidence, accuracy, ends, color="black", marker="o", markersize=1.8, linewidth=0.8,
+        elinewidth=0.5,
+    )  # fmt: skip
+    axes.set_title(plain(panel.title), pad=3)
+    axes.set_xlim(0, 100)
+    axes.set_ylim(0, 100)
+    axes.set_xticks([0, 50, 100])
+    axes.set_yticks([0, 50, 100])
+    axes.tick_params(labelbottom=False)
+    # In the corner that the points leave free.
+    below = np.average(confidence - accuracy, weights=panel.counts[held]) > 0
+    axes.annotate(
+        f"ECE {100 * panel.ece:.1f} %",
+        (0.06, 0.94) if below else (0.95, 0.06),
+        xycoords="axes fraction",
+        ha="left" if below else "right",
+        va="top" if below else "bottom",
+        fontsize=6.5,
+    )
+
+
+def _histogram(axes: Axes, panel: Reliability) -> None:
+    share = 100 * panel.counts / panel.counts.sum()
+    axes.bar(_centres(panel), share, width=100 / panel.counts.size, color=GREY, linewidth=0)
+    axes.set_ylim(0, 100)
+    axes.set_yticks([0, 100])
+    axes.tick_params(labelbottom=False)
+
+
+def _centres(panel: Reliability) -> Float[np.ndarray, " B"]:
+    return 100 * (np.arange(panel.counts.size) + 0.5) / panel.counts.size
