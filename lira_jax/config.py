@@ -37,7 +37,7 @@ class DataConfig:
         limit: Of the others, take the first this many training images [images]; 0 takes all.
         leave_out: Classes whose images are left out before anything else, by name or number with
             commas, such as `ship, truck`: the others are numbered anew, and what was left out is
-            an input that no model knows the class of (`score.py --trust`).
+            an input that no model knows the class of (see [trust]).
         canaries: Points to insert at the end of the examples, each in the training set of some
             models like any other; attacks on them are reported apart [images].
         canary_kind: `mislabelled`: images with a wrong label, drawn from the test split if it has
