@@ -287,6 +287,8 @@ def test_every_field_can_be_overridden(experiment_of, toml):
         "defence.dp_delta": 1e-6, "defence.adversarial": 0.0,  # refused beside DP-SGD
         "label_only.sources": "1", "label_only.targets": "2-3", "label_only.rotations": "5",
         "label_only.translations": "3", "label_only.noise": "0.5", "label_only.flips": "0.1",
+            "data.leave_out": "ship", "trust.inputs": "uniform", "trust.data_sets": "a=b",
+            "trust.same_classes": "a", "trust.generated": "g", "attack.temperatures": "2",
     }  # fmt: skip
     other["train.keep"] = "1/3"
     words = []
