@@ -40,7 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny() -> Experiment:
     """Two models of a narrow ResNet-8 on 120 digits, 20 steps each."""
     return Experiment(

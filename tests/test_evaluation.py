@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
+from scipy.stats import t as student
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score, roc_curve
 
 from lira_jax import evaluation
@@ -402,3 +403,97 @@ def test_decisions_that_accuse_nobody_have_no_precision():
     found = evaluation.decisions(np.zeros((2, 20), bool), member, 1)
     assert (found["balanced_accuracy"], found["balanced_accuracy_ci"]) == (0.5, [0.5, 0.5])
     assert (found["precision"], found["precision_ci"]) == (None, None)
+
+
+def kinds_beside_members():
+    """Decisions on 30 examples, then on 12 inputs of one kind and 8 of another."""
+    rng = np.random.default_rng(4)
+    positive = rng.random((4, 50)) < 0.4
+    member = np.zeros((4, 50), bool)
+    member[:, :30] = rng.random((4, 30)) < 0.5
+    kinds = {name: np.zeros((4, 50), bool) for name in ("", "first", "second")}
+    kinds[""][:, :30] = ~member[:, :30]
+    kinds["first"][:, 30:42] = True
+    kinds["second"][:, 42:] = True
+    return positive, member, kinds
+
+
+@pytest.mark.parametrize("fold", [2, 4])
+def test_kinds_of_non_members_are_judged_against_the_same_draws_of_members(monkeypatch, fold):
+    monkeypatch.setattr(evaluation, "REPLICATES", 40)
+    positive, member, kinds = kinds_beside_members()
+    scores = np.random.default_rng(5).normal(size=(4, 50)) + member
+    found = evaluation.decisions_against(positive, member, kinds, fold, seed=3)
+    for name, others in kinds.items():
+        drawn = []
+        area = evaluation.intervals(scores, member, fold, seed=3, nonmember=others)["auc_ci"]
+        for units, columns in resampled(4 // fold, 50, 3, 40):
+            rows = np.arange(4).reshape(-1, fold)[units].ravel()
+            said, true, false, values = (
+                array[np.ix_(rows, columns)] for array in (positive, member, others, scores)
+            )
+            tpr, fpr = said[true].mean(), said[false].mean()
+            either = true | false
+            drawn.append((tpr, fpr, tpr / (tpr + fpr), roc_auc_score(true[either], values[either])))
+        *expected, areas = np.percentile(drawn, [2.5, 97.5], axis=0).T
+        for figure, interval in zip(("tpr", "fpr", "precision"), expected, strict=True):
+            assert found[name][f"{figure}_ci"] == pytest.approx(list(interval))
+        assert area == pytest.approx(list(areas))
+        assert found[name]["fpr"] == positive[others].mean()
+        assert found[name]["tpr"] == positive[member].mean()
+
+
+def test_many_non_members_of_one_kind_give_the_figures_of_the_few_that_are_stored_apart():
+    # Of few chosen among many, sums run over the chosen alone.
+    rng = np.random.default_rng(0)
+    chosen = np.zeros((4, 200), bool)
+    chosen[rng.integers(4, size=9), rng.integers(50, 150, size=9)] = True
+    rows = evaluation.fold_rows(2, 4)
+    weights = evaluation._resamples(2, 200, 0, 30)
+    expected = [
+        sum(weights.folds[n // 2, r] * weights.examples[e, r] for n, e in np.argwhere(chosen))
+        for r in range(30)
+    ]
+    np.testing.assert_array_equal(evaluation._drawn(chosen, rows, weights), expected)
+    nothing = evaluation._drawn(np.zeros_like(chosen), rows, weights)
+    np.testing.assert_array_equal(nothing, np.zeros(30))
+
+
+def test_resamples_kept_for_the_next_call_cannot_be_changed_and_are_told_by_all_they_follow_from():
+    first = evaluation._resamples(3, 20, 0, 10)
+    assert evaluation._resamples(3, 20, 0, 10) is first
+    with pytest.raises(ValueError, match="read-only"):
+        first.examples[0, 0] = 7
+    for other in ((4, 20, 0, 10), (3, 21, 0, 10), (3, 20, 0, 11)):
+        assert evaluation._resamples(*other).examples.shape == (other[1], other[3])
+    assert (evaluation._resamples(3, 20, 1, 10).examples != first.examples).any()
+
+
+def test_folds_are_rows_in_a_row_or_as_named():
+    assert [row.tolist() for row in evaluation.fold_rows(2, 5)] == [[0, 1], [2, 3], [4]]
+    named = evaluation.fold_rows(np.array([7, 1, 7]), 3)
+    assert [row.tolist() for row in named] == [[1], [0, 2]]
+
+
+def test_the_interval_of_a_mean_is_students_over_means_of_folds():
+    values = np.random.default_rng(0).normal(size=12)
+    mean, interval = evaluation.mean_and_interval(values, 3)
+    folds = values.reshape(4, 3).mean(axis=1)
+    assert mean == pytest.approx(values.mean())
+    assert interval == pytest.approx(student.interval(0.95, 3, folds.mean(), folds.std(ddof=1) / 2))
+    assert evaluation.mean_and_interval(values, 12) == (mean, None)
+    assert evaluation.mean_and_interval(np.full(4, 0.25), 2) == (0.25, [0.25, 0.25])
+    order = np.random.default_rng(1).permutation(12)
+    named = evaluation.mean_and_interval(values[order], np.arange(12)[order] // 3)[1]
+    assert named == pytest.approx(interval)
+
+
+def test_the_interval_of_a_mean_covers_it_with_folds_of_unequal_size():
+    rng = np.random.default_rng(2)
+    fold = np.repeat(np.arange(8), [1, 2, 3, 4, 1, 2, 3, 4])
+    covered = 0
+    for _ in range(400):
+        values = rng.normal(size=8)[fold] + rng.normal(size=fold.size)
+        low, high = evaluation.mean_and_interval(values, fold)[1]
+        covered += low < 0 < high
+    assert 0.88 < covered / 400 < 0.99

@@ -24,7 +24,7 @@ from tests.test_command_line import EXPERIMENT, STEPS, assert_same_run
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {"train": run_dir.CHECKPOINTS, "score": run_dir.SCORE_PARTS}
-KILLS = int(os.environ.get("LIRA_JAX_KILLS", "3"))
+KILLS = int(os.environ.get("LIRA_JAX_KILLS", "2"))
 SECONDS = 240
 
 
@@ -129,8 +129,7 @@ def test_a_run_killed_again_and_again_is_bitwise_the_undisturbed_one(made, start
                 shutil.copytree(before, run)
         finish(start(script, run))
         assert not temporary_files(run)
-    assert_same_run(run, made)
-    finish(start("attack", run))
+    assert_same_run(run, made)  # and so attacked as any other
 
 
 def test_a_full_disk_is_named_and_costs_no_finished_model(made, start, tmp_path):

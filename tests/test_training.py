@@ -99,9 +99,19 @@ class StopAfter(StopRequest):
         return 2 if self.left <= 0 else 0
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tiny, tmp_path_factory) -> Path:
+    """A run of the two models, one after the other; not to be changed."""
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    training.train(with_train(tiny, group=1), run, jax.devices()[:1])
+    return run
+
+
 @pytest.mark.parametrize("checks", [1, 3, 7])
 @pytest.mark.parametrize("seconds", [0.0, 2.0])
-def test_a_stopped_run_goes_on_to_the_same_weights(tiny, checks, seconds, tmp_path, monkeypatch):
+def test_a_stopped_run_goes_on_to_the_same_weights(
+    tiny, undisturbed, checks, seconds, tmp_path, monkeypatch
+):
     """Stopped after some dispatches: of one step each, so within an epoch, or longer ones."""
     from contextlib import contextmanager
 
@@ -109,7 +119,6 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tiny, checks, seconds, tmp_pa
 
     one = jax.devices()[:1]
     experiment = with_train(tiny, group=1)
-    training.train(experiment, tmp_path / "whole", one)
 
     @contextmanager
     def stopping():
@@ -125,13 +134,13 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tiny, checks, seconds, tmp_pa
         assert sum(group.step for group in begun) == checks
     assert begun
     training.train(experiment, tmp_path / "parts", one)
-    expected = trained_weights(tiny, tmp_path / "whole")
+    expected = trained_weights(tiny, undisturbed)
     for model, weights in trained_weights(tiny, tmp_path / "parts").items():
         np.testing.assert_array_equal(weights, expected[model])
     log = run_dir.read_log(tmp_path / "parts")
     epochs = [(*line["models"], line["epoch"]) for line in log]
     assert epochs == [(model, model, epoch) for model in (0, 1) for epoch in range(1, 5)]
-    for line, other in zip(log, run_dir.read_log(tmp_path / "whole"), strict=True):
+    for line, other in zip(log, run_dir.read_log(undisturbed), strict=True):
         assert line | {"seconds": 0} == other | {"seconds": 0}
 
 
@@ -344,7 +353,8 @@ def test_finished_models_stay_when_a_later_one_fails(tiny, tmp_path, monkeypatch
 
 
 def test_examples_that_make_no_equal_folds_are_left_out_and_named(tiny, tmp_path, capsys):
-    odd = dataclasses.replace(tiny, data=DataConfig(limit=121))
+    network = dataclasses.replace(tiny.network, arch=f"{__name__}:WithDropout")
+    odd = dataclasses.replace(tiny, data=DataConfig(limit=121), network=network)
     training.train(odd, tmp_path / "run", jax.devices()[:2])
     assert "the last 1 of 121 images left out: 2 folds share" in capsys.readouterr().out
     assert np.load(tmp_path / "run" / "keep.npy").shape == (2, 120)

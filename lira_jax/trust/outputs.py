@@ -111,11 +111,12 @@ def read(run: Path, held: ScoreSet) -> Outputs | None:
     folder = run / FOLDER
     assert held.logits is not None
     models, examples, classes = held.logits.shape
+    beside = tuple(f"_{end}.npy" for end in ("labels", "samples", *LAPLACE))
     found = [
         one
         for file in names(folder)
-        if file.endswith(".json") and not file.endswith(f"_{LAPLACE[0]}.json")
-        if (one := _kind(run, file.removesuffix(".json"), models, classes)) is not None
+        if file.endswith(".npy") and not file.endswith(beside)
+        if (one := _kind(run, file.removesuffix(".npy"), models, classes)) is not None
     ]
     candidates = _laplace(run, CANDIDATES, models, examples, classes)
     if not found and not candidates:
@@ -142,9 +143,6 @@ def _order(kind: Kind) -> tuple[int, str]:
 def _kind(run: Path, name: str, models: int, classes: int) -> Kind | None:
     """One kind; None where it is not whole yet."""
     folder = run / FOLDER
-    path = folder / f"{name}.npy"
-    if not path.is_file():
-        return None
     record = read_record(folder / f"{name}.json", COMMAND)
     fits = record is not None and all(
         isinstance(record.get(key), kinds)
@@ -153,7 +151,7 @@ def _kind(run: Path, name: str, models: int, classes: int) -> Kind | None:
     if record is None or not fits or record["examples"] < 1:
         raise _damaged(folder / f"{name}.json", "not as scoring writes it", run)
     count, remedy = record["examples"], f"run {command(run)} again"
-    logits = _logits(run, path, models, count, classes)
+    logits = _logits(run, folder / f"{name}.npy", models, count, classes)
     if logits is None:
         return None
     labels = read_array(folder / f"{name}_labels.npy", np.int32, (count,), remedy)

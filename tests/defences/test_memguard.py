@@ -49,8 +49,9 @@ def test_the_predicted_class_is_given_a_thousandth_more_than_chance(classes):
     np.testing.assert_allclose(np.sort(p, axis=1)[:, :-1], (1 - top[0]) / (classes - 1))
 
 
+# XLA takes subnormal numbers for 0, so that they tie.
 @settings(deadline=None, max_examples=20)
-@given(hnp.arrays(np.float32, (4, 7), elements=st.floats(-50, 50, width=32)))
+@given(hnp.arrays(np.float32, (4, 7), elements=st.floats(-50, 50, width=32, allow_subnormal=False)))
 def test_jax_arrays_are_guarded_as_numpy_arrays_are(logits):
     np.testing.assert_array_equal(memguard(jnp.asarray(logits)), memguard(logits))
 

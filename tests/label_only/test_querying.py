@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -174,13 +175,19 @@ def test_distances_are_those_of_each_example_alone(answered, brute):
     assert boundary.shape == (FEW, 3, 2)
     assert combined.shape == spent.shape == (FEW, 3, 5)
     key = jax.random.fold_in(jax.random.key(experiment.seed), querying.BOUNDARY)
+
+    @functools.partial(jax.jit, static_argnames="checkpoints")
+    def alone(own, x, label, number, copy, checkpoints):
+        def classify(views):
+            return jnp.argmax(net.apply(own, views), axis=1)
+
+        return hop_skip_jump.run(
+            classify, x, label, number, others, jax.random.fold_in(key, copy), checkpoints, 50
+        )
+
     others = jnp.asarray(data.images, jnp.float32) / 127.5 - 1  # as many as there are at most
     for example, model in ((0, 0), (3, 1), (9, 2)):
         number, label = jnp.array([example]), jnp.asarray(data.labels)[jnp.array([example])]
-
-        def classify(x, model=model):
-            return jnp.argmax(net.apply(variables[model], x), axis=1)
-
         # The copy moved by (0, 1), which is the fourth: shifts go from (−1, 0) to (1, 0).
         moved = others[example][:, jnp.array([0, *range(others.shape[2] - 1)])]
         for copy, x, reached, asked in (
@@ -188,10 +195,7 @@ def test_distances_are_those_of_each_example_alone(answered, brute):
             (3, moved, combined[example, model, 3:4], spent[example, model, 3]),
         ):
             checkpoints = (100, BUDGET) if copy == 0 else (BUDGET,)
-            state = hop_skip_jump.run(
-                classify, x[None], label, number, others,
-                jax.random.fold_in(key, copy), checkpoints, 50,
-            )  # fmt: skip
+            state = alone(variables[model], x[None], label, number, copy, checkpoints)
             np.testing.assert_allclose(reached, state.reached[0], rtol=1e-3)
             assert asked == state.queries[0]
     # The identity's copy is asked about as the image itself was.

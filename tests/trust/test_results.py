@@ -13,10 +13,11 @@ from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
 
 from lira_jax import evaluation
-from lira_jax.attacks import references
+from lira_jax.attacks import references, shokri
 from lira_jax.attacks import trust as attacks
 from lira_jax.config import AttackConfig
 from lira_jax.errors import InputError
+from lira_jax.score_set import logit_scaled
 from lira_jax.trust import results
 from lira_jax.trust.calibration import with_temperature
 from tests.trust.synthetic import made
@@ -25,10 +26,13 @@ PLAIN = AttackConfig(temperatures="")
 KINDS = ("test", "uniform", "digits")
 
 
-@pytest.fixture(autouse=True)
-def _few_replicates(monkeypatch):
-    monkeypatch.setattr(evaluation, "REPLICATES", 20)
-    evaluation._resamples.cache_clear()
+@pytest.fixture(scope="module", autouse=True)
+def _quick():
+    """Few replicates, and networks that learn from few pairs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "REPLICATES", 20)
+        patch.setattr(shokri, "SEEN", 400)
+        yield
 
 
 def run(outputs, held, config=PLAIN):
@@ -62,10 +66,7 @@ def both():
 
 @pytest.fixture(scope="module")
 def found(both):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "REPLICATES", 20)
-        evaluation._resamples.cache_clear()
-        return run(*both)
+    return run(*both)
 
 
 # Who tunes on what.
@@ -184,8 +185,24 @@ def test_figures_are_those_of_a_count(both, found, name):
         assert one["mmps"]["fp_less_tp"]["mean"] == pytest.approx(difference.mean())
 
 
+def test_figures_of_kinds_are_named_and_only_plain_predictions_have_intervals_of_the_auc(both):
+    outputs, held = both
+    found = run(outputs, held, AttackConfig(temperatures="2"))
+    assert (found["targets"], found["blocks"], found["examples"]) == (6, 3, 50)
+    truth = {kind.name: kind for kind in outputs.kinds}["test"]
+    right = (truth.logits["plain"].argmax(axis=2) == truth.labels).mean()
+    assert found["kinds"] == [
+        {"name": name, "title": f"{name}, in words", "inputs": 30, "labelled": name == "test",
+         "accuracy": pytest.approx(right) if name == "test" else None}
+        for name in KINDS
+    ]  # fmt: skip
+    low, high = against(attack(found, "max-score"), "uniform")["auc_ci"]
+    assert low < against(attack(found, "max-score"), "uniform")["auc"] < high
+    assert against(attack(found, "max-score", "temperature-2.0"), "uniform")["auc_ci"] is None
+
+
 def test_the_gap_attack_is_asked_only_where_there_are_labels(both, found):
-    _outputs, held = both
+    _, held = both
     gap = attack(found, "gap")
     assert [one["kind"] for one in gap["inputs"]] == ["test"]
     right = held.logits.argmax(axis=2) == held.labels
@@ -211,6 +228,27 @@ def offline_by_loops(statistic_of, keep, inputs):
                 statistic[target, number], out.mean(), out.std(ddof=1)
             )
     return found
+
+
+def test_inputs_are_compared_with_the_models_that_the_mask_of_an_example_names():
+    # More inputs than examples: masks are used again from the first on.
+    outputs, held = made(models=10, examples=20, inputs=30, laplace=False, fit=False)
+    found = scores_of(outputs, held)
+    for kind in outputs.kinds:
+        logits = kind.logits["plain"]
+
+        def phi(target, kind=kind, logits=logits):
+            labels = kind.labels if kind.name == "test" else logits[target].argmax(axis=1)
+            return logit_scaled(logits, labels)
+
+        for name, statistic_of in (
+            ("lira-offline", phi),
+            ("max-score-calibrated", lambda _, logits=logits: attacks.max_score(logits)),
+        ):
+            expected = offline_by_loops(statistic_of, held.keep, 30)
+            np.testing.assert_allclose(found[name].kinds[kind.name], expected, rtol=1e-6)
+    expected = offline_by_loops(lambda _: logit_scaled(held.logits, held.labels), held.keep, 20)
+    np.testing.assert_allclose(found["lira-offline"].examples, expected, rtol=1e-6)
 
 
 def test_no_kind_changes_what_is_found_of_another(both, found):
@@ -288,9 +326,10 @@ def test_temperatures_move_confidence_and_calibration_but_no_order_of_labels(bot
 
 def test_what_was_not_predicted_is_told_with_what_to_run(both):
     outputs, held = both
-    outputs = dataclasses.replace(outputs, fit=None)
-    not_run = {one["name"]: one["reason"] for one in run(outputs, held, AttackConfig())["not_run"]}
-    assert not_run == {
+    without = dataclasses.replace(outputs, fit=None)
+    done, not_run = results._calibrations(without, held, AttackConfig())
+    assert [one.name for one in done] == ["plain", *(f"temperature-{t}" for t in (0.5, 2.0, 10.0))]
+    assert {one["name"]: one["reason"] for one in not_run} == {
         "temperature-fit": "no held-out images were predicted: score.py --trust --trust.fit N",
         "laplace-probit": "not predicted: score.py --trust --trust.laplace True",
         "laplace-sampled": "not predicted: score.py --trust --trust.laplace True",
