@@ -27,7 +27,8 @@ from lira_jax.progress import say
 from lira_jax.shards import Shard
 
 AXIS = "models"
-# Guesses: nothing has been measured on an accelerator yet.
+# Guesses: on an H200, 16 ResNet-8 vectorised together beat one at a time at a batch of 64 and lost
+# at 256 (docs/benchmarks.md); nothing else was compared.
 ACCELERATOR_MODELS_PER_DEVICE = 16
 ACCELERATOR_SCORE_IMAGES = 4096
 CPU_SCORE_IMAGES = 72

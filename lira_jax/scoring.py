@@ -41,7 +41,7 @@ from lira_jax.views import Views, check_shift, fixed_views, plain, take
 DISPATCH, DISPATCH_IMAGES = 256, 18 * 256
 # The stream of noisy queries' randomness, fold_in(key(seed), NOISE): no model has this number.
 NOISE = 2**31 - 1
-# A guess: nothing has been measured on an accelerator yet. On CPU one at a time is fastest.
+# A guess: not measured on an accelerator. On CPU one at a time is fastest.
 ACCELERATOR_GRADIENTS = 64
 
 
@@ -357,7 +357,7 @@ def _score_groups(
                     except jax.errors.JaxRuntimeError as error:
                         together = ensemble.halved(run, len(chunk), error)
                         continue
-                    refuse_non_finite(run, chunk, arrays[0], task.title)
+                    _refuse_non_finite(run, chunk, arrays[0], task.title)
                     run_dir.write_part(run, task.product, chunk[0], *arrays)
                     models, done = models[len(chunk) :], done + len(chunk)
     finally:
@@ -384,7 +384,7 @@ def _rows(tree: Any, index: np.ndarray) -> Any:
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
-def refuse_non_finite(run: Path, models: Sequence[int], array: np.ndarray, title: str) -> None:
+def _refuse_non_finite(run: Path, models: Sequence[int], array: np.ndarray, title: str) -> None:
     bad = np.argwhere(~np.isfinite(array))
     if len(bad):
         raise InputError(

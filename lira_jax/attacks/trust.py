@@ -9,8 +9,8 @@ None of them knows an input's label, so they can be asked about any input:
 - `top-3`: log-odds of a network with one hidden layer of 64 ReLUs on the three largest scores, the
   largest likewise as log(p / (1 − p)), the others as their logarithms.
 
-And the same maximum score, compared with what other models say of the very input rather than with
-one threshold for all, as LiRA compares (`calibrated`): `max-score-calibrated`.
+A fourth, `max-score-calibrated`, is LiRA offline on the maximum score: it compares with what other
+models say of the very input (`lira_jax/trust/results.py`).
 """
 
 from __future__ import annotations

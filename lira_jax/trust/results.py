@@ -7,8 +7,9 @@ non-members, and one that at most 1 in 100, or in 1,000, of its non-members reac
 al., arXiv 2111.09076, section 4.1, have one shadow model likewise). Only view 0 is used throughout.
 
 An input that no model trained on has no IN models, and so LiRA is asked offline. As many OUT models
-are compared with as for an example. Where an input has a label, LiRA and gap are asked about that;
-where it has none, about what the target predicts, which is all that an attacker could claim.
+are compared with as for an example. Where an input has a label, LiRA and gap are asked about that.
+Where it has none, LiRA is asked about what the target predicts, which is all that an attacker could
+claim, and gap is not asked.
 """
 
 from __future__ import annotations
