@@ -716,7 +716,7 @@ def _nonsense(found: Mapping[str, Any]) -> str:
     def fpr(judged: Mapping[str, Any]) -> str:
         return _rate(judged["decision"]["fpr"], judged["decision"]["fpr_ci"])
 
-    low = worst["low"]["0.001"]
+    low, low_same = worst["low"]["0.001"], same["low"]["0.001"]
     words = (
         f"One threshold on the maximum score calls {fpr(one)} of other examples members, and "
         f"{fpr(worst)} of what fools it most: {titles[worst['kind']]}. Even where at most 0.1 % of "
@@ -724,7 +724,8 @@ def _nonsense(found: Mapping[str, Any]) -> str:
         f"{_rate(low['fpr'], low['fpr_ci'])} of cases. Compared, input by input, with what other "
         f"models say of the same one, the maximum score calls {fpr(each)} of other examples "
         f"members, {fpr(same)} of these inputs, and at the most {fpr(worst_of_each)}, of "
-        f"{titles[worst_of_each['kind']]}."
+        f"{titles[worst_of_each['kind']]}; by its threshold that at most 0.1 % of non-members "
+        f"reach, {_rate(low_same['fpr'], low_same['fpr_ci'])} of {titles[worst['kind']]}."
     )
     mmps = one["mmps"]
     if mmps["fp"] and mmps["tp"]:

@@ -2,22 +2,25 @@
 
     python docs/trust/tables.py runs/trust
 
-reads what `score.py --trust` and `attack.py` left of every configuration in `configs/trust/`, and
-rewrites the page between its markers. What the paper reports (Hintersdorf et al., arXiv
-2111.09076) stands beside it, as the paper's.
+reads what `score.py --trust` and `attack.py` left of every configuration in `configs/trust/`,
+rewrites the page between its markers and puts its figures into this folder. What the paper reports
+(Hintersdorf et al., arXiv 2111.09076) stands beside it, as the paper's.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lira_jax import compare
 from lira_jax.evaluation import mean_and_interval
 from lira_jax.tables import difference_cell, percent
 
@@ -49,10 +52,10 @@ PAPER = {
 # The same columns in our runs: run and calibration.
 COLUMNS = (
     ("none", "none", "plain", "plain"),
-    ("label smoothing", "smoothing 0.05", "smooth_0.05", "plain"),
+    ("label smoothing", "label smoothing 0.05", "smooth_0.05", "plain"),
     ("Laplace", "Laplace, probit", "plain", "laplace-probit"),
-    ("L2", "L2, strong", "l2_strong", "plain"),
-    ("T = 10", "T = 10", "plain", "temperature-10"),
+    ("L2", "L2", "l2", "plain"),
+    ("T = 10", "T = 10", "plain", "temperature-10.0"),
 )
 NETWORKS = {"resnet": ("ResNet-8", "ResNet-18"), "convnet": ("ConvNet", "small CNN")}
 ATTACKS = ("entropy", "max-score", "top-3", "gap", "max-score-calibrated", "lira-offline")
@@ -85,6 +88,12 @@ def main(runs: Path) -> None:
         assert len(marked.findall(page)) == 1, f"{PAGE} should have <!-- {name} --> once"
         page = marked.sub(lambda match, text=text: f"{match[1]}\n{text}\n\n{match[2]}", page)
     PAGE.write_text(page, "utf-8")
+    figures = runs / "resnet_plain" / "attack" / "figures"
+    for name in ("trust_inputs", "trust_fpr"):
+        shutil.copyfile(figures / f"{name}.png", HERE / f"{name}.png")
+    with tempfile.TemporaryDirectory() as folder:
+        compare.compare([runs / cell for cell in found], Path(folder))
+        shutil.copyfile(Path(folder) / "trade_off.png", HERE / "trade_off.png")
 
 
 def _lines(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -235,7 +244,8 @@ def _calibration(found: Results) -> str:
                 continue
             title, fitted = one["title"], one["temperature"]
             if one["name"] == "temperature-fit":
-                title = f"T fitted: {fitted['mean']:.2f} ({fitted['least']:.2f}–{fitted['greatest']:.2f})"
+                ends = f"{fitted['least']:.2f}–{fitted['greatest']:.2f}"
+                title = f"T fitted: {fitted['mean']:.2f} ({ends})"
             others = one["nonmembers"]
             names = ("accuracy", "ece", "adaptive_ece", "overconfidence_error", "brier")
             rows.append([
@@ -251,6 +261,8 @@ def _attacks(found: Results) -> str:
     rows = []
     for cell, metrics in found.items():
         for one in metrics["trust"]["calibrations"]:
+            if one["name"] not in ("plain", "temperature-fit") and not cell.endswith("_plain"):
+                continue
             attacks = [_attack(one, name) for name in names]
             rows.append([
                 _run(cell), one["title"], *(_figure(attack, "auc") for attack in attacks),
@@ -268,13 +280,12 @@ def _differences(found: Results) -> str:
         network, kind = cell.split("_", 1)
         if kind == "left_out":
             continue
-        reference = _calibrated(
-            found[f"{network}_left_out" if "left_out" in kind else f"{network}_plain"], "plain"
-        )
+        reference = _calibrated(found[f"{network}_plain"], "plain")
         for one in metrics["trust"]["calibrations"]:
             if (kind == "plain") == (one["name"] == "plain"):
                 continue  # the reference itself, and two changes at once
-            cells = [percent(one["nonmembers"]["ece"] - reference["nonmembers"]["ece"])]
+            ece = 100 * (one["nonmembers"]["ece"] - reference["nonmembers"]["ece"])
+            cells = [f"{ece:+.1f}".replace("-", "−")]
             for name, figure in (
                 ("max-score", "fpr"), ("max-score", "auc"), ("entropy", "auc"), ("top-3", "auc"),
                 ("lira-online", "auc"),

@@ -49,6 +49,8 @@ _MARKS = {
 }
 # Attacks of the trade-off, whose scores a calibration changes.
 _TRADED = ("entropy", "max-score", "top-3", "lira-online")
+# Bins with a smaller share of predictions say nothing of how right these are.
+_RARE = 1e-3
 _CALIBRATION_MARKS = "osD^vP*X<>p"
 _CHANCE: dict[str, Any] = {"color": "0.6", "linestyle": (0, (4.0, 3.0)), "linewidth": 0.8}
 
@@ -414,15 +416,16 @@ def reliability_diagram(panels: Sequence[Reliability]) -> Drawing:
         "",
         "Confidence against accuracy",
         "Predictions of all models by their confidence, the largest probability, in bins of equal "
-        "width: the share of correct ones at their mean confidence. Shaded: the gap to equality. "
-        "Bars: standard deviation between models. ECE: expected calibration error, mean over "
-        "models. Below: the share of predictions in each bin.",
+        "width: the share of correct ones at their mean confidence, but for bins with fewer than "
+        "one in 1,000. Shaded: the gap to equality. Bars: standard deviation between models. "
+        "ECE: expected calibration error, mean over models. Below: the share of predictions in "
+        "each bin.",
         **pictures,
     )
 
 
 def _diagram(axes: Axes, panel: Reliability) -> None:
-    held = panel.counts > 0
+    held = panel.counts >= max(_RARE * panel.counts.sum(), 1)
     confidence, accuracy = 100 * panel.confidence[held], 100 * panel.accuracy[held]
     spread = 100 * np.nan_to_num(panel.spread[held])
     axes.plot([0, 100], [0, 100], color="0.6", linestyle=(0, (4, 3)), linewidth=0.8, zorder=1)
