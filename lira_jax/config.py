@@ -360,7 +360,7 @@ def temperatures(config: AttackConfig) -> tuple[float | Literal["fit"], ...]:
     """Parse `attack.temperatures`.
 
     Raises:
-        InputError: an entry that is neither `fit` nor a positive finite number, or is there twice.
+        InputError: an entry that is neither `fit` nor a number from 1e-6 to 1e6, or is there twice.
     """
     found: list[float | Literal["fit"]] = []
     for text in entries(config.temperatures):
@@ -368,10 +368,11 @@ def temperatures(config: AttackConfig) -> tuple[float | Literal["fit"], ...]:
             value = text if text == "fit" else float(text)
         except ValueError:
             value = math.nan
-        if value != "fit" and not (isinstance(value, float) and 0 < value < math.inf):
+        # Beyond these, logits in float32 may overflow, or all be 0.
+        if value != "fit" and not (isinstance(value, float) and 1e-6 <= value <= 1e6):
             raise InputError(
                 f'attack.temperatures = "{config.temperatures}": {text} is no temperature; give '
-                "positive numbers, or fit"
+                "positive numbers, 1e-6 to 1e6, or fit"
             )
         if value in found:
             raise InputError(

@@ -336,3 +336,23 @@ def test_bad_inputs_are_refused_before_anything_is_read(trust: dict[str, str], p
         config.check(Experiment(trust=TrustConfig(**trust)))
     assert part in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_temperatures_are_parsed() -> None:
+    assert config.temperatures(AttackConfig(temperatures=" fit, 0.5,2")) == ("fit", 0.5, 2.0)
+    assert config.temperatures(AttackConfig(temperatures="")) == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        *((bad, f"{bad} is no temperature") for bad in ("0", "-1", "nan", "inf", "1e-40", "warm")),
+        ("2, 2.0", "2.0 is there twice"),
+        ("fit, fit", "fit is there twice"),
+    ],
+)
+def test_a_temperature_is_positive_and_given_once(text: str, word: str) -> None:
+    with pytest.raises(InputError) as caught:
+        config.check(Experiment(attack=AttackConfig(temperatures=text)))
+    assert f'attack.temperatures = "{text}": {word}' in str(caught.value)
+    assert "\n" not in str(caught.value)
