@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from lira_jax import (
@@ -25,6 +26,7 @@ from lira_jax import (
     null_check,
     run_dir,
     vulnerability,
+    workers,
 )
 from lira_jax.attacks import ATTACKS, TITLES, Attack, Family, ablation, reference_code, references
 from lira_jax.attacks.references import References
@@ -132,13 +134,18 @@ def attack(
             more views asked for than there are, a user's attack that fails, an `out` that cannot
             be written.
     """
-    if protocol == "reference-code":
-        findings = analyse_as_reference_code(score_set, config, about, out=out, progress=progress)
-    else:
-        findings = analyse(
-            score_set, config, about, check_null=check_null, labels_of=labels_of,
-            elsewhere=elsewhere, out=out, progress=progress,
-        )  # fmt: skip
+    # The cores are busy without: threads that wait for each other's parts of small products took
+    # six times the time of judging an attack, on two cores beside other work.
+    with threadpool_limits(1, "blas"):
+        if protocol == "reference-code":
+            findings = analyse_as_reference_code(
+                score_set, config, about, out=out, progress=progress
+            )
+        else:
+            findings = analyse(
+                score_set, config, about, check_null=check_null, labels_of=labels_of,
+                elsewhere=elsewhere, out=out, progress=progress,
+            )  # fmt: skip
     attack_files.write(findings, out)
     return dict(findings.metrics)
 
@@ -183,21 +190,42 @@ def analyse(
     canary_entries: list[dict[str, Any]] = []
     curve_of: dict[str, Curve] = {}
     kept: dict[str, Float[np.ndarray, "N E"]] = {}  # of the attacks that more is asked about
-    for family_name, family in chosen.items():
-        bar.set_description(family_name)
-        if _lacking(family, score_set):
-            continue
-        for name, scores in family.attack(score_set, rule, config, progress).items():
-            entry, curve_of[name] = judged(scores[:, ~canary], member, rule.fold)
-            naming = {"name": name, "title": TITLES.get(name, name)}
-            entries.append(naming | entry)
-            if inserted.any() and not inserted.all():
-                entry, _ = judged(scores[:, canary], inserted, rule.fold)
-                canary_entries.append(naming | entry)
-            kept[name] = scores
-            wanted = (EXPOSURE, max(entries, key=_strength)["name"])
-            kept = {key: value for key, value in kept.items() if key in wanted}
-        bar.update()
+
+    def made() -> Iterator[tuple[str, Float[np.ndarray, "N E"]]]:
+        for family_name, family in chosen.items():
+            bar.set_description(family_name)
+            if _lacking(family, score_set):
+                continue
+            scores = family.attack(score_set, rule, config, progress)
+            for name in list(scores):
+                yield name, scores.pop(name)
+            bar.update()
+        bar.set_description("intervals")
+
+    def judge(
+        attacked: tuple[str, Float[np.ndarray, "N E"]],
+    ) -> tuple[str, Float[np.ndarray, "N E"], dict[str, Any], Curve, dict[str, Any] | None]:
+        name, scores = attacked
+        of_natural = scores[:, ~canary] if canary.any() else scores
+        entry, curve = judged(of_natural, member, rule.fold)
+        of_canaries = None
+        if inserted.any() and not inserted.all():
+            of_canaries, _ = judged(scores[:, canary], inserted, rule.fold)
+        return name, scores, entry, curve, of_canaries
+
+    # Attacks are judged while later ones are made.
+    for name, scores, entry, curve, of_canaries in workers.in_order(
+        judge, made(), evaluation.AT_ONCE
+    ):
+        naming = {"name": name, "title": TITLES.get(name, name)}
+        entries.append(naming | entry)
+        curve_of[name] = curve
+        if of_canaries is not None:
+            canary_entries.append(naming | of_canaries)
+        kept[name] = scores
+        wanted = (EXPOSURE, max(entries, key=_strength)["name"])
+        kept = {key: value for key, value in kept.items() if key in wanted}
+    del scores
     strongest = max(entries, key=_strength)["name"]
 
     bar.set_description("ablation")
@@ -205,11 +233,10 @@ def analyse(
     bar.update()
     bar.set_description("fewer views and models")
     used = config.queries or views
-    by_models, no_levels = curves.by_models(natural, natural_rule, config)
-    by_queries = curves.by_queries(natural, natural_rule, config)
-    if not canary.any():  # with all models and views they are the attacks themselves
-        by_models = _as_judged(by_models, "models", models, entries)
-        by_queries = _as_judged(by_queries, "queries", used, entries)
+    # With all models and views they are the attacks themselves.
+    known = None if canary.any() else {entry["name"]: entry for entry in entries}
+    by_models, no_levels = curves.by_models(natural, natural_rule, config, known=known)
+    by_queries = curves.by_queries(natural, natural_rule, config, known=known)
     bar.update()
     bar.set_description("other statistics")
     statistics = statistic_curves(natural, natural_rule, config)
@@ -394,26 +421,18 @@ def _ablation(
 ) -> Iterator[dict[str, Any]]:
     """The rungs of the ablation; those that are attacks of their own are judged already."""
     known = {entry["name"]: entry for entry in entries} if score_set.canary is None else {}
-    made = {
-        rung: {"ladder": rung.ladder, "step": rung.step, "name": rung.name}
-        | evaluation.figures(scores, score_set.keep, rule.fold)
-        for rung, scores in ablation.ladders(score_set, rule, config, skip=tuple(known))
-    }
+
+    def judge(
+        attacked: tuple[ablation.Rung, Float[np.ndarray, "N E"]],
+    ) -> tuple[ablation.Rung, dict[str, Any]]:
+        rung, scores = attacked
+        naming = {"ladder": rung.ladder, "step": rung.step, "name": rung.name}
+        return rung, naming | evaluation.figures(scores, score_set.keep, rule.fold)
+
+    rungs = ablation.ladders(score_set, rule, config, skip=tuple(known))
+    made = dict(workers.in_order(judge, rungs, evaluation.AT_ONCE))
     for rung in ablation.rungs(score_set, config):
         yield made.get(rung) or known[rung.name] | {"ladder": rung.ladder, "step": rung.step}
-
-
-def _as_judged(
-    points: list[dict[str, Any]], budget: str, full: int, entries: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """Points of a curve, where the budget is full with the figures of the attack's own entry."""
-    known = {entry["name"]: entry for entry in entries}
-    return [
-        point | {key: known[point["name"]][key] for key in point.keys() & known[point["name"]]}
-        if point[budget] == full
-        else point
-        for point in points
-    ]
 
 
 def _accuracy(score_set: ScoreSet) -> list[dict[str, Any]] | None:

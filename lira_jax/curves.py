@@ -6,14 +6,14 @@ METHODS.md, 1: "Queries 1 / 2 / 18 / 162", and figures 9 and 17.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
-from lira_jax import evaluation
+from lira_jax import evaluation, workers
 from lira_jax.attacks import lira
 from lira_jax.attacks.references import References, find
 from lira_jax.config import AttackConfig
@@ -43,6 +43,7 @@ def by_queries(
     config: AttackConfig,
     names: Sequence[str] = BY_QUERIES,
     progress: bool = False,
+    known: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
     """The figures of LiRA with the first 1, 2, 18 and 162 views, and with all that `config` uses.
 
@@ -52,25 +53,29 @@ def by_queries(
         config: of the attack; its `queries`, or Q, is the largest number of views.
         names: which of LiRA's variants; those it does not know are passed over.
         progress: show a progress bar, if standard error is a terminal.
+        known: what was found, by name, with all views that `config` uses: not computed again.
 
     Returns:
         One entry per number of views and variant: queries, name and `evaluation.figures`.
     """
     largest = config.queries or score_set.scores.shape[2]
-    entries = []
-    for queries in _bar(sorted({q for q in QUERIES if q < largest} | {largest}), "views", progress):
-        chosen = dataclasses.replace(config, queries=queries)
-        scores = lira.attack(score_set, rule, chosen)
+    sizes = [q for q in QUERIES if q < largest] + [largest] * (known is None)
+    variances = _variances(names)
+
+    def points() -> Iterator[tuple[dict[str, Any], Float[np.ndarray, "N E"]]]:
+        for queries in _bar(sizes, "views", progress):
+            chosen = dataclasses.replace(config, queries=queries)
+            scores = lira.likelihoods(score_set, rule, chosen, variances=variances)
+            for name in names:
+                if name in scores:
+                    yield {"queries": queries, "name": name}, scores.pop(name)
+
+    entries = _judged(points(), score_set, rule)
+    if known is not None:
         entries += [
-            {
-                "queries": queries,
-                "name": name,
-                **evaluation.figures(
-                    scores[name], score_set.keep, rule.fold, replicates=REPLICATES
-                ),
-            }
+            {"queries": largest, "name": name, **_figures(known[name])}
             for name in names
-            if name in scores
+            if name in known
         ]
     return entries
 
@@ -81,6 +86,7 @@ def by_models(
     config: AttackConfig,
     names: Sequence[str] = BY_MODELS,
     progress: bool = False,
+    known: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The figures of LiRA with fewer shadow models.
 
@@ -95,6 +101,7 @@ def by_models(
         config: of the attack.
         names: which of LiRA's variants; those it does not know are passed over.
         progress: show a progress bar, if standard error is a terminal.
+        known: what was found, by name, with all models: not computed again.
 
     Returns:
         One entry per M and variant: models (M), targets, name and `evaluation.figures`; and one per
@@ -102,31 +109,61 @@ def by_models(
     """
     models = score_set.keep.shape[0]
     block = rule.fold if rule.order is None else None
-    entries, skipped = [], []
-    for size in _bar(levels(models, rule), "models", progress):
-        starts = range(0, models - size + 1, size)
-        try:
-            parts = [_group(score_set, start, size, block, config, names) for start in starts]
-        except InputError as error:
-            skipped.append({"models": size, "reason": str(error)})
-            continue
-        targets = size * len(starts)
+    variances = _variances(names)
+    sizes = [size for size in levels(models, rule) if known is None or size < models]
+    skipped = []
+
+    def points() -> Iterator[tuple[dict[str, Any], Float[np.ndarray, "T E"]]]:
+        for size in _bar(sizes, "models", progress):
+            starts = range(0, models - size + 1, size)
+
+            def group(start: int, size: int = size) -> dict[str, Float[np.ndarray, "M E"]]:
+                return _group(score_set, start, size, block, config, variances)
+
+            try:
+                parts = list(workers.in_order(group, starts, len(starts)))
+            except InputError as error:
+                skipped.append({"models": size, "reason": str(error)})
+                continue
+            targets = size * len(starts)
+            for name in names:
+                if name in parts[0]:
+                    scores = np.concatenate([part.pop(name) for part in parts])
+                    yield {"models": size, "targets": targets, "name": name}, scores
+
+    entries = _judged(points(), score_set, rule)
+    if known is not None:
         entries += [
-            {
-                "models": size,
-                "targets": targets,
-                "name": name,
-                **evaluation.figures(
-                    np.concatenate([part[name] for part in parts]),
-                    score_set.keep[:targets],
-                    rule.fold,
-                    replicates=REPLICATES,
-                ),
-            }
+            {"models": models, "targets": models, "name": name, **_figures(known[name])}
             for name in names
-            if name in parts[0]
+            if name in known
         ]
     return entries, skipped
+
+
+def _judged(
+    points: Iterable[tuple[dict[str, Any], Float[np.ndarray, "T E"]]],
+    score_set: ScoreSet,
+    rule: References,
+) -> list[dict[str, Any]]:
+    """Every point with its figures, from the scores of the first T models."""
+
+    def judge(point: tuple[dict[str, Any], Float[np.ndarray, "T E"]]) -> dict[str, Any]:
+        naming, scores = point
+        member = score_set.keep[: len(scores)]
+        return naming | evaluation.figures(scores, member, rule.fold, replicates=REPLICATES)
+
+    return list(workers.in_order(judge, points, evaluation.AT_ONCE))
+
+
+def _figures(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: entry[key] for key in evaluation.FIGURES}
+
+
+def _variances(names: Sequence[str]) -> list[str]:
+    """Those of LiRA's estimates of variance that the names ask for."""
+    kinds = ("lira-online", "lira-offline")
+    return [one for one in lira.VARIANCES if any(f"{kind}{one}" in names for kind in kinds)]
 
 
 def levels(models: int, rule: References) -> list[int]:
@@ -145,13 +182,12 @@ def _group(
     size: int,
     block: int | None,
     config: AttackConfig,
-    names: Sequence[str],
-) -> Mapping[str, Float[np.ndarray, "M E"]]:
+    variances: Sequence[str],
+) -> dict[str, Float[np.ndarray, "M E"]]:
     """LiRA on the models start … start + size − 1 alone."""
     group = slice(start, start + size)
     part = ScoreSet(score_set.scores[group], score_set.keep[group], block, score_set.source)
-    scores = lira.attack(part, find(part), config)
-    return {name: scores[name] for name in names if name in scores}
+    return lira.likelihoods(part, find(part), config, variances=variances)
 
 
 def _bar(sizes: Sequence[int], what: str, progress: bool) -> tqdm:

@@ -6,16 +6,17 @@ NumPy and SciPy only. The primary curve pools the scores of all targets under on
 from __future__ import annotations
 
 import functools
-import os
+import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int
-from scipy.sparse import csr_array
+from jaxtyping import Bool, Float, Float32, Int, Integer, UInt16
+from scipy.sparse import csc_array, csr_array
 from scipy.stats import t as student
+
+from lira_jax import workers
 
 # The false-positive rates at which the true-positive rate is reported, by their key in JSON.
 FPRS = {"1e-05": 1e-5, "0.0001": 1e-4, "0.001": 1e-3, "0.01": 1e-2}
@@ -27,6 +28,13 @@ PRIORS = {"0.5": 0.5, "0.1": 0.1, "0.01": 0.01}
 # Targets that are resampled together: so many in a row, or the number of each target's fold.
 Fold = int | Int[np.ndarray, " T"]
 
+# What `figures` tells.
+FIGURES = ("auc", "balanced_accuracy", "tpr_at_fpr", "auc_ci", "balanced_accuracy_ci",
+           "tpr_at_fpr_ci", "over", "few_false_positives")  # fmt: skip
+# Attacks that are judged at once, where there are as many cores. Each takes some four times the
+# memory of its scores, these included.
+AT_ONCE = 8
+
 # Ranks of non-members at which the bootstrap's curves have thresholds; all, where there are fewer.
 GRID = 1_000
 REPLICATES = 500
@@ -34,6 +42,8 @@ REPLICATES = 500
 BAND = 120
 # Only this share of the highest non-members is sorted to choose thresholds from.
 TOP = 0.02
+# Scores, or points of a curve, that are worked on at a time, so that they stay in the CPU's caches.
+BLOCK = 2**16
 
 
 @dataclass(frozen=True)
@@ -71,33 +81,70 @@ def roc(scores: Float[np.ndarray, "*S"], member: Bool[np.ndarray, "*S"]) -> Roc:
         raise ValueError("an attack score is NaN")
     if member.all() or not member.any():
         raise ValueError("a ROC curve needs members and non-members")
-    # Members and non-members are sorted apart, and a stable sort merges the two runs: two to three
-    # times as fast as one argsort of all scores.
-    members, nonmembers = np.sort(scores[member]), np.sort(scores[~member])
-    both = np.concatenate([members, nonmembers])
-    order = np.argsort(both, kind="stable")[::-1]
-    ordered = both[order]
-    last = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), both.size - 1)
-    true_positives = np.cumsum(order < members.size)[last]
-    return Roc(
-        false_positives=np.append(0, last + 1 - true_positives),
-        true_positives=np.append(0, true_positives),
+    # Members and non-members are sorted apart, which is the long work, and merged block by block.
+    members, nonmembers = scores[member], scores[~member]
+    members.sort()
+    nonmembers.sort()
+    # No block parts equal scores: it begins where its least one begins.
+    least = np.unique(np.concatenate([members[::BLOCK], nonmembers[::BLOCK]]))
+    starts = [np.searchsorted(side, least[::-1]).tolist() for side in (members, nonmembers)]
+    stops = [
+        [side.size, *start[:-1]] for side, start in zip((members, nonmembers), starts, strict=True)
+    ]
+    kind = np.int32 if scores.size < 2**31 else np.int64
+
+    def merged(at: tuple[int, int, int, int]) -> Integer[np.ndarray, "2 B"]:
+        """The points of the members a … b − 1 and the non-members c … d − 1."""
+        a, b, c, d = at
+        both = np.concatenate([members[a:b], nonmembers[c:d]])
+        order = np.argsort(both, kind="stable")[::-1]
+        ordered = both[order]
+        last = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), both.size - 1)
+        positives = np.cumsum(order < b - a)[last]
+        above = (nonmembers.size - d, members.size - b)
+        return np.stack([above[0] + last + 1 - positives, above[1] + positives]).astype(kind)
+
+    blocks = zip(starts[0], stops[0], starts[1], stops[1], strict=True)
+    points = np.concatenate(
+        [np.zeros((2, 1), kind), *workers.in_order(merged, blocks)], axis=1, dtype=kind
     )
+    return Roc(false_positives=points[0], true_positives=points[1])
 
 
 def auc(curve: Roc) -> float:
     """Area under the curve, by trapezoids, so a tie counts half."""
-    return float(np.trapezoid(curve.tpr, curve.fpr))
+    areas = np.empty(curve.false_positives.size - 1)
+    for start in range(0, areas.size, BLOCK):
+        fpr, tpr = _rates(curve, slice(start, start + BLOCK + 1))
+        areas[start : start + BLOCK] = np.diff(fpr) * (tpr[1:] + tpr[:-1]) / 2
+    return float(areas.sum())
 
 
 def balanced_accuracy(curve: Roc) -> float:
     """The largest 1 − (FPR + 1 − TPR)/2 over thresholds."""
-    return float((1 - (curve.fpr + 1 - curve.tpr) / 2).max())
+    highest = []
+    for start in range(0, curve.false_positives.size, BLOCK):
+        fpr, tpr = _rates(curve, slice(start, start + BLOCK))
+        highest.append((1 - (fpr + 1 - tpr) / 2).max())
+    return float(max(highest))
+
+
+def _rates(curve: Roc, part: slice) -> tuple[Float[np.ndarray, " B"], Float[np.ndarray, " B"]]:
+    """FPR and TPR of a part of the curve."""
+    return (
+        curve.false_positives[part] / curve.false_positives[-1],
+        curve.true_positives[part] / curve.true_positives[-1],
+    )
 
 
 def tpr_at_fpr(curve: Roc, fpr: float) -> float:
     """The largest TPR over thresholds whose FPR is at most `fpr`; no interpolation."""
-    return float(curve.tpr[np.searchsorted(curve.fpr, fpr, side="right") - 1])
+    nonmembers = int(curve.false_positives[-1])
+    most = min(int(fpr * nonmembers) + 1, nonmembers)
+    while most / nonmembers > fpr:  # 0.01 · 100 is 1.0, but products of others may be rounded
+        most -= 1
+    point = np.searchsorted(curve.false_positives, most, side="right") - 1
+    return float(curve.true_positives[point] / curve.true_positives[-1])
 
 
 def summary(curve: Roc) -> dict[str, Any]:
@@ -117,7 +164,8 @@ def mean_over_targets(
     Targets with members only, or non-members only, have no curve; None if no target has one.
     """
     usable = member.any(axis=1) & ~member.all(axis=1)
-    each = [summary(roc(*one)) for one in zip(scores[usable], member[usable], strict=True)]
+    targets = zip(scores[usable], member[usable], strict=True)
+    each = list(workers.in_order(lambda one: summary(roc(*one)), targets))
     if not each:
         return None
     return {
@@ -161,7 +209,7 @@ def figures(
     seed: int = 0,
     replicates: int | None = None,
 ) -> dict[str, Any]:
-    """`summary` of the pooled curve, its intervals without the band, few_false_positives."""
+    """FIGURES: `summary` of the pooled curve, its intervals, few_false_positives."""
     found = summary(roc(scores, member)) | intervals(scores, member, fold, seed, replicates)
     del found["band"]
     nonmembers = member.size - int(member.sum())
@@ -217,8 +265,9 @@ def intervals(
     weights = _resamples(folds, scores.shape[1], seed, replicates or REPLICATES)
     others = ~member if nonmember is None else nonmember
     grid = _thresholds(scores[others])
-    false_positives = _weighted_counts(scores, others, grid, rows, weights)
-    true_positives = _weighted_counts(scores, member, grid, rows, weights)
+    false_positives, true_positives = _weighted_counts(
+        scores, (others, member), grid, rows, weights
+    )
     # A replicate of a handful of examples may hold members alone.
     usable = (false_positives[-1] > 0) & (true_positives[-1] > 0)
     fpr = (false_positives[:, usable] / false_positives[-1, usable]).T
@@ -458,7 +507,7 @@ def _shadow_choices(
     folds: int,
 ) -> dict[str, Float[np.ndarray, " F"]]:
     """By FPR, the least score that is called a member in each fold; infinite if none is."""
-    unit = fold_of[np.nonzero(nonmember)[0]]
+    unit = np.repeat(fold_of.astype(np.int32), nonmember.sum(axis=1))
     pool = scores[nonmember]
     count = np.bincount(unit, minlength=folds)
     # The highest of all non-members nearly always hold what is asked of the other folds.
@@ -483,13 +532,16 @@ def _drawn(
     chosen: Bool[np.ndarray, "T E"], rows: Sequence[Int[np.ndarray, " B"]], weights: _Resamples
 ) -> Float[np.ndarray, " R"]:
     """How many of the chosen each replicate drew."""
-    per_fold = np.stack([chosen[row].sum(axis=0, dtype=np.float32) for row in rows])
+    largest = max(row.size for row in rows)
+    counts = np.empty((len(rows), chosen.shape[1]), np.min_scalar_type(largest))
+    for place, row in enumerate(rows):
+        np.sum(chosen[row], axis=0, dtype=counts.dtype, out=counts[place])
     # Such as one kind of non-members beside all members.
-    used = np.flatnonzero(per_fold.any(axis=0))
+    used = np.flatnonzero(counts.any(axis=0))
     part = slice(used[0], used[-1] + 1) if used.size else slice(0)
-    per_fold = per_fold[:, part]
-    if used.size and per_fold.mean() < 0.1:
-        per_fold = csr_array(per_fold)
+    counts = counts[:, part]
+    few = used.size and np.count_nonzero(counts) < 0.1 * counts.size
+    per_fold = csr_array(counts, dtype=np.float32) if few else counts.astype(np.float32)
     of_examples = per_fold @ weights.examples[part]
     return (of_examples * weights.folds).sum(axis=0, dtype=np.float64)
 
@@ -501,14 +553,24 @@ class _Resamples:
     Attributes:
         folds: [F, R]; all one where there is one fold.
         examples: [E, R].
+        narrow: the same as `examples`, to add up in half the memory.
     """
 
     folds: Float32[np.ndarray, "F R"]
     examples: Float32[np.ndarray, "E R"]
+    narrow: UInt16[np.ndarray, "E R"]
+
+
+def _resamples(folds: int, examples: int, seed: int, replicates: int) -> _Resamples:
+    with _drawing:  # one thread draws them, and the others find them kept
+        return _kept_resamples(folds, examples, seed, replicates)
+
+
+_drawing = threading.Lock()
 
 
 @functools.lru_cache(maxsize=2)
-def _resamples(folds: int, examples: int, seed: int, replicates: int) -> _Resamples:
+def _kept_resamples(folds: int, examples: int, seed: int, replicates: int) -> _Resamples:
     rng = np.random.default_rng(seed)
     of_folds = np.ones((folds, replicates), np.float32)
     if folds > 1:
@@ -517,8 +579,12 @@ def _resamples(folds: int, examples: int, seed: int, replicates: int) -> _Resamp
     for replicate in range(replicates):
         drawn = rng.integers(examples, size=examples, dtype=np.int32)
         of_examples[:, replicate] = np.bincount(drawn, minlength=examples)
-    of_folds.flags.writeable = of_examples.flags.writeable = False  # kept for the next call
-    return _Resamples(of_folds, of_examples)
+    # An example is drawn more than 65,535 times where there are as many, in a run of bad luck that
+    # nobody will see.
+    narrow = of_examples.astype(np.uint16)
+    for kept in (of_folds, of_examples, narrow):
+        kept.flags.writeable = False  # for the next call
+    return _Resamples(of_folds, of_examples, narrow)
 
 
 def _thresholds(nonmember_scores: Float[np.ndarray, " M"]) -> Float[np.ndarray, " G"]:
@@ -534,39 +600,47 @@ def _thresholds(nonmember_scores: Float[np.ndarray, " M"]) -> Float[np.ndarray, 
 
 def _weighted_counts(
     scores: Float[np.ndarray, "T E"],
-    chosen: Bool[np.ndarray, "T E"],
+    sides: Sequence[Bool[np.ndarray, "T E"]],
     grid: Float[np.ndarray, " G"],
     rows: Sequence[Int[np.ndarray, " B"]],
     weights: _Resamples,
-) -> Float[np.ndarray, "G+2 R"]:
-    """Chosen scores at or above each threshold, as often as a replicate drew them.
+) -> Float[np.ndarray, "S G+2 R"]:
+    """Scores of each side at or above each threshold, as often as a replicate drew them.
 
     Thresholds descend, from above all scores to below all. Every score is put into its bin once;
     what lies in a bin is then, per fold, a sum of rows of the examples' weights.
     """
-    folds, bins = len(rows), grid.size + 1
-    workers = min(os.cpu_count() or 1, folds)
+    bins = grid.size + 1
+    shape = (len(sides) * bins, weights.folds.shape[1])
+    most = int(weights.narrow.max(initial=0))
 
-    def of_every(first: int) -> Float[np.ndarray, "G+1 R"]:
-        """Over every so many-th fold. Sums of integers: exact, whatever their order."""
-        total = np.zeros((bins, weights.folds.shape[1]))
-        for unit in range(first, folds, workers):
-            own, taken = scores[rows[unit]], chosen[rows[unit]]
-            example = np.nonzero(taken)[1]
-            # Bin b holds what is at or above all but b thresholds: the highest come first.
-            place = grid.size - np.searchsorted(grid, own[taken], side="right")
-            order = np.argsort(place.astype(np.uint16), kind="stable")
-            starts = np.append(0, np.cumsum(np.bincount(place, minlength=bins)))
-            ones = np.ones(example.size, np.float32)
-            held = csr_array((ones, example[order], starts), shape=(bins, scores.shape[1]))
-            product = held @ weights.examples
-            product *= weights.folds[unit]
-            total += product
-        return total
+    def of_fold(unit: int) -> tuple[Int[np.ndarray, " K"], Float32[np.ndarray, "K R"]]:
+        """The bins that hold something, and what they hold. Whole numbers, so exact."""
+        own = scores[rows[unit]]
+        taken = np.stack([side[rows[unit]] for side in sides], axis=-1)  # [B, E, S]
+        example, target, side = np.nonzero(np.ascontiguousarray(taken.transpose(1, 0, 2)))
+        # Bin b holds what is at or above all but b thresholds: the highest come first.
+        place = bins * (side + 1) - 1
+        place -= np.searchsorted(grid, own[target, example], side="right")
+        held = np.bincount(place, minlength=shape[0])
+        filled = np.flatnonzero(held)
+        number = np.empty(shape[0], np.int32)
+        number[filled] = np.arange(filled.size)
+        starts = np.append(0, np.cumsum(np.bincount(example, minlength=scores.shape[1])))
+        # In the order of examples, whose weights are then read once, from first to last.
+        by_example = (np.ones(example.size, np.uint16), number[place], starts.astype(np.int32))
+        examples = weights.narrow
+        if int(held.max(initial=0)) * most >= 2**16:
+            examples = weights.examples
+        kind = (filled.size, scores.shape[1])
+        product = csc_array(by_example, shape=kind, dtype=examples.dtype) @ examples
+        return filled, product * weights.folds[unit]
 
-    with ThreadPoolExecutor(workers) as pool:
-        total = sum(pool.map(of_every, range(workers)), np.zeros((1, 1)))
-    return np.concatenate([np.zeros((1, total.shape[1])), np.cumsum(total, axis=0)])
+    total = np.zeros(shape)
+    for filled, product in workers.in_order(of_fold, range(len(rows))):
+        total[filled] += product
+    counts = np.cumsum(total.reshape(len(sides), bins, -1), axis=1)
+    return np.concatenate([np.zeros_like(counts[:, :1]), counts], axis=1)
 
 
 def _percentiles(replicates: np.ndarray) -> list[float]:

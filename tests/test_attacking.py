@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from lira_jax import attacking, terminal
+from lira_jax import attacking, evaluation, terminal, workers
 from lira_jax.attacking import Protocol, analyse, attack
 from lira_jax.attacks import TITLES
 from lira_jax.config import AttackConfig
@@ -210,11 +210,13 @@ def test_a_users_attack_that_fails_is_one_line(monkeypatch):
 
 
 @pytest.mark.usefixtures("sketched")  # test_figures.py draws twice
-def test_a_second_run_writes_the_same_bytes(tmp_path):
+def test_a_second_run_writes_the_same_bytes_on_however_many_cores(tmp_path, monkeypatch):
     first, second = tmp_path / "first", tmp_path / "second"
     second.mkdir()
     (second / "metrics.json").write_text("another run's")
-    for out in (first, second):
+    monkeypatch.setattr(evaluation, "BLOCK", 64)  # several blocks of the curve, on either
+    for out, cores in ((first, 1), (second, 5)):
+        monkeypatch.setattr(workers, "cores", lambda cores=cores: cores)
         run(with_everything(), out)
     assert files(first) == files(second)
     for name in files(first):

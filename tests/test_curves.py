@@ -54,6 +54,39 @@ def test_by_queries_are_the_attack_with_so_many_views():
     assert json.loads(json.dumps(entries)) == entries
 
 
+def test_what_is_known_of_the_whole_is_taken_and_not_computed(monkeypatch):
+    score_set = synthetic(queries=2)
+    rule = references.find(score_set)
+    expected = [
+        (curves.by_models(score_set, rule, AttackConfig())[0], "models", 16),
+        (curves.by_queries(score_set, rule, AttackConfig()), "queries", 2),
+    ]
+    known = {
+        point["name"]: {key: (name, key) for key in evaluation.FIGURES} | {"other": 1}
+        for name, point in enumerate(expected[0][0])
+    }
+    whole = lira.likelihoods
+
+    def counted(part, rule, config, **other):
+        assert (len(part.keep), config.queries or 2) != (16, 2)
+        return whole(part, rule, config, **other)
+
+    monkeypatch.setattr(lira, "likelihoods", counted)
+    found = [
+        curves.by_models(score_set, rule, AttackConfig(), known=known)[0],
+        curves.by_queries(score_set, rule, AttackConfig(), known=known),
+    ]
+    for (points, budget, full), got in zip(expected, found, strict=True):
+        assert [list(point) for point in got] == [list(point) for point in points]
+        for before, after in zip(points, got, strict=True):
+            if before[budget] == full:
+                naming = {key: before[key] for key in before.keys() - set(evaluation.FIGURES)}
+                after_figures = {key: known[before["name"]][key] for key in evaluation.FIGURES}
+                assert after == naming | after_figures
+            else:
+                assert after == before
+
+
 def test_by_queries_use_no_more_views_than_the_attack_does():
     score_set = synthetic(queries=20)
     rule = references.find(score_set)

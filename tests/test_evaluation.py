@@ -37,6 +37,24 @@ def test_curve_equals_scikit_learn_with_ties(case):
     assert evaluation.auc(curve) == pytest.approx(roc_auc_score(member, scores), abs=1e-12)
 
 
+@pytest.mark.parametrize("levels", [1, 2, 30, 10**9])
+@pytest.mark.parametrize("size", [2, 3, 100])
+def test_a_curve_merged_in_blocks_is_the_whole_curve(monkeypatch, levels, size):
+    rng = np.random.default_rng(size)
+    scores, member = rng.integers(levels, size=(5, size)) / 7, rng.random((5, size)) < 0.3
+    member[0, :2] = [True, False]
+    whole = evaluation.roc(scores, member)
+    figures = evaluation.summary(whole)
+    for block in (1, 7, 64):
+        monkeypatch.setattr(evaluation, "BLOCK", block)
+        curve = evaluation.roc(scores, member)
+        np.testing.assert_array_equal(curve.false_positives, whole.false_positives)
+        np.testing.assert_array_equal(curve.true_positives, whole.true_positives)
+        assert evaluation.summary(curve) == figures
+    assert figures["auc"] == float(np.trapezoid(whole.tpr, whole.fpr))
+    assert figures["balanced_accuracy"] == float((1 - (whole.fpr + 1 - whole.tpr) / 2).max())
+
+
 @given(scores_and_members(), st.sampled_from([0.0, 0.1, 0.25, 0.5, 1.0]))
 @settings(deadline=None)
 def test_tpr_and_accuracy_equal_a_search_over_thresholds(case, limit):
@@ -136,6 +154,16 @@ def test_intervals_equal_a_bootstrap_by_repeating_rows_and_columns(monkeypatch, 
     np.testing.assert_allclose(got["band"]["hi"], high[3:], atol=1e-12)
     assert got["band"]["fpr"][0] == pytest.approx(1 / (~member).sum())
     assert got["band"]["lo"][-1] == got["band"]["hi"][-1] == 1
+
+
+def test_more_equal_scores_than_narrow_sums_hold_are_counted_right():
+    member = np.zeros((16, 3_000), bool)
+    member[::2] = True
+    one_bin = 8 * 3_000 * int(evaluation._resamples(2, 3_000, 0, 100).examples.max())
+    assert one_bin > 2**16 > 3_000
+    for scores, area in ((np.zeros(member.shape), 0.5), (member.astype(float), 1.0)):
+        found = evaluation.intervals(scores, member, fold=8, replicates=100)
+        assert found["auc_ci"] == [area, area]
 
 
 def test_resamples_draw_as_many_folds_and_examples_as_there_are():

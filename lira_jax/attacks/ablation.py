@@ -138,5 +138,7 @@ def _scores(
             return lira.attack(score_set, references, config, progress)
         case _:
             single = dataclasses.replace(config, queries=1)
-            scores = lira.attack(score_set, references, single, progress)
+            scores = lira.likelihoods(
+                score_set, references, single, variances=[""], progress=progress
+            )
             return {f"{variant}-one-query": values for variant, values in scores.items()}

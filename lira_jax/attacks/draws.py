@@ -8,14 +8,17 @@ membership plays no part.
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 from jaxtyping import Float, UInt64
 from scipy.stats import rankdata
 
+from lira_jax import workers
 from lira_jax.score_set import ScoreSet
 
-# Examples that are ranked at once: 8 MiB of scores at 256 models.
-CHUNK = 4096
+# Examples that are ranked at once: 2 MiB of scores at 256 models.
+CHUNK = 1024
 
 
 def noise(score_set: ScoreSet) -> UInt64[np.ndarray, "N E"]:
@@ -33,16 +36,35 @@ def keys(score_set: ScoreSet) -> tuple[UInt64[np.ndarray, " N"], UInt64[np.ndarr
     Ranks, so that shifting and scaling all scores changes nothing. Sums modulo 2⁶⁴, so that no
     place counts.
     """
+    global _kept
     scores = score_set.scores
+    if _kept is not None and _kept[0]() is scores:
+        return _kept[1]
     models = np.zeros(scores.shape[0], dtype=np.uint64)
     examples = np.zeros(scores.shape[1], dtype=np.uint64)
-    for start in range(0, examples.size, CHUNK):
+
+    def of_models(start: int) -> UInt64[np.ndarray, " N"]:
         part = np.array(scores[:, start : start + CHUNK, 0], dtype=np.float64)
-        models += _mix(_ranks(part, axis=0)).sum(axis=1, dtype=np.uint64)
-    for model, key in enumerate(_mix(models)):
-        row = np.array(scores[model, :, 0], dtype=np.float64)
-        examples += _mix(_ranks(row, axis=0) ^ key)
+        return _mix(_ranks(part, axis=0)).sum(axis=1, dtype=np.uint64)
+
+    for part in workers.in_order(of_models, range(0, examples.size, CHUNK)):
+        models += part
+
+    def of_examples(model: tuple[int, np.uint64]) -> UInt64[np.ndarray, " E"]:
+        row = np.array(scores[model[0], :, 0], dtype=np.float64)
+        return _mix(_ranks(row, axis=0) ^ model[1])
+
+    for part in workers.in_order(of_examples, enumerate(_mix(models))):
+        examples += part
+    if not scores.flags.writeable:
+        models.flags.writeable = examples.flags.writeable = False
+        _kept = weakref.ref(scores), (models, examples)
     return models, examples
+
+
+# The last keys and the scores they are of: a handful of attacks ask for the same ones. Only of
+# scores that nobody can change, as those of a run, which are mapped for reading, are.
+_kept: tuple[weakref.ref[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None
 
 
 def _ranks(values: Float[np.ndarray, "..."], axis: int) -> UInt64[np.ndarray, "..."]:

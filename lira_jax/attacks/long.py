@@ -26,6 +26,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from tqdm import tqdm
 
+from lira_jax import workers
 from lira_jax.attacks import cross_fit
 from lira_jax.attacks.references import References, base_and_dropped, map_chunks, moments
 from lira_jax.config import AttackConfig
@@ -105,12 +106,20 @@ def vulnerable(
     nearest = np.empty(examples, dtype=np.float32)
     size = max(1, CHUNK_BYTES // (4 * examples))
     starts = range(0, examples, size)
-    for start in tqdm(
-        starts, desc="long: neighbours", leave=False, disable=None if progress else True
-    ):
+
+    def work(start: int) -> None:
         rows = np.arange(start, min(start + size, examples))
         similarity = unit[rows] @ unit.T
         similarity[np.arange(rows.size), rows] = -np.inf
         nearest[rows] = similarity.max(axis=1)
+
+    for _ in tqdm(
+        workers.in_order(work, starts),
+        total=len(starts),
+        desc="long: neighbours",
+        leave=False,
+        disable=None if progress else True,
+    ):
+        pass
     count = max(1, round(SHARE * examples))
     return nearest <= np.partition(nearest, count - 1)[count - 1]

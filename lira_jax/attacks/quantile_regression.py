@@ -28,6 +28,7 @@ from scipy.special import ndtri
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from lira_jax import workers
 from lira_jax.attacks import cross_fit, draws
 from lira_jax.attacks.references import References, base_and_dropped, map_chunks, moments
 from lira_jax.config import AttackConfig
@@ -73,7 +74,8 @@ def attack(
     result = np.empty((models, examples))
     noise = draws.noise(score_set)
     cells = cross_fit.cells(score_set, references, GROUPS)
-    for cell in tqdm(cells, desc="quantiles", leave=False, disable=None if progress else True):
+
+    def attack_cell(cell: cross_fit.Cell) -> None:
         per_fold = np.ix_(cell.targets[:: references.fold], cell.examples)
         center, unit = mean[per_fold], std[per_fold]  # [F, C]
         median, upper = _quantiles(
@@ -85,6 +87,15 @@ def attack(
         width = np.maximum(upper - median, MIN_WIDTH)
         score = (u - median[:, np.newaxis]) / width[:, np.newaxis]
         result[attacked] = score.reshape(-1, score.shape[-1])
+
+    for _ in tqdm(
+        workers.in_order(attack_cell, cells, GROUPS),
+        total=len(cells),
+        desc="quantiles",
+        leave=False,
+        disable=None if progress else True,
+    ):
+        pass
     return {"quantile-regression": result}
 
 

@@ -20,9 +20,7 @@ the base less the dropped part, and nothing is fitted again per target.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -30,6 +28,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from tqdm import tqdm
 
+from lira_jax import workers
 from lira_jax.attacks.draws import noise
 from lira_jax.errors import InputError
 from lira_jax.score_set import ScoreSet
@@ -313,13 +312,11 @@ def map_chunks(
     def work(chunk: slice) -> Result:
         return function(chunk, np.asarray(scores[:, chunk, :queries], dtype=np.float64))
 
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
-        results = pool.map(work, slices)
-        yield from tqdm(
-            results,
-            total=len(slices),
-            desc=description,
-            unit="chunk",
-            leave=False,
-            disable=None if progress else True,
-        )
+    yield from tqdm(
+        workers.in_order(work, slices),
+        total=len(slices),
+        desc=description,
+        unit="chunk",
+        leave=False,
+        disable=None if progress else True,
+    )

@@ -35,6 +35,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import log_expit
 
+from lira_jax import workers
 from lira_jax.attacks.references import References, base_and_dropped, map_chunks
 from lira_jax.config import AttackConfig
 from lira_jax.score_set import ScoreSet
@@ -76,9 +77,13 @@ def attack(
     used = config.queries or queries
     for _ in map_chunks(ratios_of_chunk, score_set.scores, used, "rmia", progress):
         pass
+
+    def compare(target: Float[np.ndarray, " E"]) -> None:
+        target[:] = dominance(target)
+
     for log_ratios in result.values():
-        for target in log_ratios:
-            target[:] = dominance(target)
+        for _ in workers.in_order(compare, log_ratios):
+            pass
     return result
 
 

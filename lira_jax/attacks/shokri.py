@@ -22,6 +22,7 @@ from scipy.special import log_softmax
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from lira_jax import workers
 from lira_jax.attacks import cross_fit, draws
 from lira_jax.attacks.references import References
 from lira_jax.config import AttackConfig
@@ -61,13 +62,23 @@ def attack(
         {label: np.flatnonzero(cell.examples & (labels == label)) for label in np.unique(labels)}
         for cell in cells
     ]
-    for target in tqdm(range(len(result)), desc="shokri: targets", leave=False, disable=show):
+
+    def attack_target(target: int) -> None:
         inputs = features(np.asarray(logits[target]), labels)
         for cell, network_of, examples_of in zip(cells, networks, attacked, strict=True):
             if cell.targets[target]:
                 for label, network in network_of.items():
                     examples = examples_of[label]
                     result[target, examples] = network.log_odds(inputs[examples])
+
+    for _ in tqdm(
+        workers.in_order(attack_target, range(len(result))),
+        total=len(result),
+        desc="shokri: targets",
+        leave=False,
+        disable=show,
+    ):
+        pass
     return {"shokri": result}
 
 

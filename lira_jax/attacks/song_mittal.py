@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.special import logsumexp
 
+from lira_jax import workers
 from lira_jax.attacks import cross_fit
 from lira_jax.attacks.references import References
 from lira_jax.config import AttackConfig
@@ -33,9 +34,14 @@ def attack(
     labels, logits, keep = score_set.labels, score_set.logits, score_set.keep
     assert labels is not None
     assert logits is not None
-    entropy = np.stack([log_modified_entropy(np.asarray(model), labels) for model in logits])
+
+    def of_model(outputs: Float[np.ndarray, "E K"]) -> Float[np.ndarray, " E"]:
+        return log_modified_entropy(np.asarray(outputs), labels)
+
+    entropy = np.stack(list(workers.in_order(of_model, logits)))
     result = np.empty_like(entropy)
-    for cell in cross_fit.cells(score_set, references):
+
+    def attack_cell(cell: cross_fit.Cell) -> None:
         models = np.flatnonzero(~cell.targets)
         everything = np.ix_(models, np.flatnonzero(~cell.examples))
         pooled = threshold(entropy[everything].ravel(), keep[everything].ravel())
@@ -45,6 +51,9 @@ def attack(
             tau = next((one for one in (own, pooled) if one is not None), 0.0)
             attacked = np.ix_(cell.targets, cell.examples & (labels == label))
             result[attacked] = tau - entropy[attacked]
+
+    for _ in workers.in_order(attack_cell, cross_fit.cells(score_set, references)):
+        pass
     return {"song-mittal": result}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from scipy.special import expit
 
-from lira_jax import evaluation
+from lira_jax import evaluation, workers
 from lira_jax.attacks import lira
 from lira_jax.attacks.references import References
 from lira_jax.config import AttackConfig
@@ -132,18 +132,31 @@ def statistic_curves(
     if score_set.logits is not None and score_set.labels is not None:
         own, others = np.empty(phi.shape), np.empty(phi.shape)
         columns = np.arange(phi.shape[1])
-        for model in range(phi.shape[0]):  # one model at a time: logits may be a large memory map
-            logits = np.array(score_set.logits[model], dtype=np.float64)
-            own[model] = logits[columns, score_set.labels]
-            logits[columns, score_set.labels] = -np.inf
+        labels, all_logits = score_set.labels, score_set.logits
+
+        def split(model: int) -> None:  # one model at a time: logits may be a large memory map
+            logits = np.array(all_logits[model], dtype=np.float64)
+            own[model] = logits[columns, labels]
+            logits[columns, labels] = -np.inf
             others[model] = logits.max(axis=1)
+
+        for _ in workers.in_order(split, range(phi.shape[0])):
+            pass
         statistics |= {"hinge z_y − max z_k": own - others, "logit z_y": own}
-    curves = {}
-    for title, values in statistics.items():
-        shaped = replace(score_set, scores=values.astype(np.float64)[..., np.newaxis])
-        scores = lira.attack(shaped, references, replace(config, queries=1))["lira-online"]
-        curves[title] = evaluation.thin(evaluation.roc(scores, score_set.keep))
-    return curves
+    single = replace(config, queries=1)
+
+    def attacked() -> Iterator[tuple[str, Float[np.ndarray, "N E"]]]:
+        for title in list(statistics):
+            values = statistics.pop(title).astype(np.float64, copy=False)
+            shaped = replace(score_set, scores=values[..., np.newaxis])
+            found = lira.likelihoods(shaped, references, single, variances=[""])
+            yield title, found["lira-online"]
+
+    def curve(one: tuple[str, Float[np.ndarray, "N E"]]) -> tuple[str, Roc]:
+        title, scores = one
+        return title, evaluation.thin(evaluation.roc(scores, score_set.keep))
+
+    return dict(workers.in_order(curve, attacked(), evaluation.AT_ONCE))
 
 
 @dataclass(frozen=True)

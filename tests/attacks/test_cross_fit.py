@@ -58,6 +58,20 @@ def test_noise_is_uniform_and_goes_with_model_and_example():
     np.testing.assert_array_equal(moved, noise[np.ix_(models, examples)])
 
 
+def test_keys_are_kept_only_of_scores_that_cannot_change():
+    rng = np.random.default_rng(1)
+    keep = halved_masks(rng, 6, 40)
+    score_set, other = outputs(rng, keep), outputs(rng, keep)
+    score_set.scores.flags.writeable = False
+    first = draws.keys(score_set)
+    assert draws.keys(score_set)[0] is first[0]
+    changed = draws.keys(other)
+    assert (changed[0] != first[0]).any()
+    other.scores[:, :, 0] = score_set.scores[:, :, 0]
+    for again, expected in zip(draws.keys(other), first, strict=True):
+        np.testing.assert_array_equal(again, expected)
+
+
 def test_balanced_pairs_are_as_many_members_as_not():
     rng = np.random.default_rng(2)
     keep = halved_masks(rng, 6, 40)
