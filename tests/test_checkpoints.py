@@ -53,6 +53,7 @@ def same(tree):
     return True
 
 
+@pytest.mark.accelerator
 def test_what_is_restored_is_what_was_saved_wherever_the_run_is_moved(run):
     before = files_of(run)
     assert saved_groups(run) == [GROUP]
@@ -97,6 +98,7 @@ def test_a_checkpoint_is_an_npz_that_needs_no_program_of_ours(run):
         np.testing.assert_array_equal(file["params/kernel"], TREE["params"]["kernel"])
 
 
+@pytest.mark.accelerator
 def test_bfloat16_and_other_types_come_back_as_they_were(tmp_path):
     tree = {"a": jnp.linspace(0, 1, 6, dtype=jnp.bfloat16).reshape(2, 3), "b": np.arange(2) > 0}
     save(tmp_path, GROUP, tree)

@@ -8,7 +8,7 @@ import pytest
 from lira_jax import ensemble
 
 
-@pytest.mark.parametrize("devices", [1, 2, 4])
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.accelerator), 2, 4])
 @pytest.mark.parametrize("width", [0, 1, 2, 8])
 def test_a_lifted_function_equals_the_function_of_each_model(devices, width):
     mesh = ensemble.models_mesh(jax.devices()[:devices])

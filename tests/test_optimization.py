@@ -73,6 +73,7 @@ def gradient(kernel, bias, x, y, smoothing=0.0):
     return loss, x.T @ p, p.sum(axis=0)
 
 
+@pytest.mark.accelerator
 @pytest.mark.parametrize(
     ("optimizer", "momentum", "smoothing"),
     [("sgd", 0.0, 0.0), ("momentum", 0.9, 0.0), ("nesterov", 0.9, 0.0), ("momentum", 0.9, 0.2)],
@@ -104,6 +105,7 @@ def test_steps_equal_sgd_by_hand_with_decay_on_kernels_only(optimizer, momentum,
     np.testing.assert_allclose(params["bias"], bias, rtol=1e-4)
 
 
+@pytest.mark.accelerator
 def test_adams_first_step_moves_every_weight_by_the_learning_rate():
     config = dataclasses.replace(PLAIN, optimizer="adam", learning_rate=0.01)
     states, *_ = run_steps(config, 1)
@@ -111,14 +113,16 @@ def test_adams_first_step_moves_every_weight_by_the_learning_rate():
     np.testing.assert_allclose(np.abs(after - before), 0.01, rtol=1e-3)
 
 
+@pytest.mark.accelerator
 def test_the_papers_schedule_warms_up_over_a_hundredth_and_ends_at_a_fifth():
     rate = paper_schedule(0.1, 1000)
     assert rate(0) == 0
-    assert rate(5) == pytest.approx(0.05 * np.cos(7 * np.pi / 16 * 0.005))
-    assert rate(500) == pytest.approx(0.1 * np.cos(7 * np.pi / 32))
-    assert rate(1000) == pytest.approx(0.1 * np.cos(7 * np.pi / 16))
+    assert rate(5) == pytest.approx(0.05 * np.cos(7 * np.pi / 16 * 0.005), rel=1e-5)
+    assert rate(500) == pytest.approx(0.1 * np.cos(7 * np.pi / 32), rel=1e-5)
+    assert rate(1000) == pytest.approx(0.1 * np.cos(7 * np.pi / 16), rel=1e-5)
 
 
+@pytest.mark.accelerator
 def test_one_cycle_rises_for_a_fifth_and_falls_to_zero_in_straight_lines():
     rate = one_cycle_schedule(0.5, 1000)
     assert rate(0) == pytest.approx(0.5 * 0.0005 / 0.2)
@@ -135,6 +139,7 @@ def test_a_single_step_of_one_cycle_still_moves():
     assert 0 < one_cycle_schedule(1.0, 1)(0) <= 1
 
 
+@pytest.mark.accelerator
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
 def test_label_smoothing_is_the_cross_entropy_with_smoothed_targets(smoothing):
     random = np.random.default_rng(0)
@@ -159,6 +164,7 @@ def test_without_smoothing_the_program_is_that_of_plain_cross_entropy():
     assert programs[0].replace("_lambda", "plain") == programs[1]
 
 
+@pytest.mark.accelerator
 @pytest.mark.parametrize(
     ("schedule", "function"), [("paper", paper_schedule), ("one_cycle", one_cycle_schedule)]
 )
@@ -175,6 +181,7 @@ def test_the_schedule_reaches_the_optimiser(schedule, function):
     np.testing.assert_allclose(rates, expected, rtol=1e-5)
 
 
+@pytest.mark.accelerator
 def test_the_moving_average_is_debiased_and_covers_normalisation_statistics():
     config = dataclasses.replace(PLAIN, ema=0.8)
     states, *_ = run_steps(config, 4)
@@ -203,6 +210,7 @@ def test_normalisation_parameters_and_biases_have_no_decay():
         assert bool(jnp.any(change != 0)) == decayed, path
 
 
+@pytest.mark.accelerator
 def test_the_l1_penalty_adds_the_gradient_of_the_sum_of_absolute_kernels():
     params = {"kernel": jnp.array([1.5, -0.5]), "bias": jnp.array([2.0])}
     slopes = {"kernel": jnp.array([0.1, 0.2]), "bias": jnp.array([0.4])}
@@ -210,8 +218,8 @@ def test_the_l1_penalty_adds_the_gradient_of_the_sum_of_absolute_kernels():
     transform = optimizer(config, 1, DefenceConfig(l1=0.01))
     update, _ = transform.update(slopes, transform.init(params), params)
     penalty = jax.grad(lambda k: 0.01 * jnp.abs(k).sum() + 0.25 * (k**2).sum())(params["kernel"])
-    np.testing.assert_allclose(-update["kernel"], slopes["kernel"] + penalty, rtol=1e-6)
-    np.testing.assert_allclose(-update["bias"], slopes["bias"])
+    np.testing.assert_allclose(-update["kernel"], slopes["kernel"] + penalty, rtol=1e-5)
+    np.testing.assert_allclose(-update["bias"], slopes["bias"], rtol=1e-6)
 
 
 def test_an_l1_penalty_pulls_weights_without_use_to_zero_and_l2_does_not():

@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Key
 
 from lira_jax.config import NetworkConfig
 from lira_jax.errors import InputError
+from lira_jax.networks.conv import CONV_GRADIENTS, Gradients
 from lira_jax.networks.convnet import ConvNet
 from lira_jax.networks.resnet import ResNet
 from lira_jax.networks.speed_net import SpeedNet
@@ -105,8 +106,13 @@ def build(
     classes: int,
     dtype: str = "float32",
     dropout: float = 0.0,
+    conv_gradients: Gradients = "vmap",
 ) -> Network:
     """The network of a configuration for images [H, W, C] and K classes.
+
+    Args:
+        conv_gradients: how our own convolutions write the gradients of vectorised models, see
+            there.
 
     Raises:
         InputError: unknown architecture, impossible depth, or a user's function that cannot be
@@ -155,6 +161,11 @@ def build(
         where = f'network.arch = "{config.arch}" for images {image_shape}'
         advice = "it takes image_shape, classes, depth, width, dtype, rngs and returns a nnx.Module"
         raise failure(where, error, advice) from error
+    abstract.set_attributes(
+        lambda _, part: getattr(part, "conv_general_dilated", None) is CONV_GRADIENTS["vmap"],
+        conv_general_dilated=CONV_GRADIENTS[conv_gradients],
+        raise_if_not_found=False,
+    )
     abstract.eval()
     graph_eval, _ = nnx.split(abstract)
     abstract.set_attributes(nnx.Dropout, deterministic=False, raise_if_not_found=False)

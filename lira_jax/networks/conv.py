@@ -3,7 +3,8 @@
 XLA:CPU rewrites gradient convolutions into its fast NHWC form only in a program's entry
 computation; inside a loop they fall back to naive loops, about 25 times slower. So on CPU both
 gradients are written here from operations that are fast anywhere. Elsewhere (GPU, TPU) the ordinary
-convolution and gradients are used, which cuDNN and XLA recognise.
+convolution and gradients are used, which cuDNN and XLA recognise; where models are vectorised, the
+gradients can be written in two ways (`CONV_GRADIENTS`).
 
 Measured on one AVX-512 core, ms for 64 images with a 3×3 kernel, here ← NHWC convolutions:
 
@@ -13,21 +14,28 @@ Measured on one AVX-512 core, ms for 64 images with a 3×3 kernel, here ← NHWC
     weight gradient, 32×32, 16 → 16           3.0 ← 4.2
     weight gradient, 16×16, 32 → 32           2.5 ← 4.0
     weight gradient, 8×8, 128 → 128           7.5 ← 12
+
+3×3 kernels of many channels at stride 1 are left to `winograd.py`, which needs fewer products.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float
+
+from lira_jax.networks import winograd
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 Padding = tuple[tuple[int, int], ...]
+Gradients = Literal["vmap", "grouped"]
 
 
 def conv_general_dilated(
@@ -35,10 +43,18 @@ def conv_general_dilated(
     rhs: Float[Array, "kh kw I O"],
     window_strides: tuple[int, ...],
     padding: str | Padding,
+    *,
+    gradients: Gradients = "vmap",
     **options: Any,
 ) -> Float[Array, "B h w O"]:
     """`lax.conv_general_dilated` for plain 2-D convolutions; give it to Flax as
     `conv_general_dilated=`.
+
+    Args:
+        gradients: how the gradients of vectorised models are written on accelerators:
+            `vmap`, each of the two vectorised by JAX's own rule, or `grouped`, as the gradients of
+            the one grouped convolution that the vectorised models are. The same sums, rounded
+            otherwise; without `jax.vmap`, and on CPU, the same operations.
 
     Raises:
         NotImplementedError: grouped or dilated convolution, or another layout than NHWC/HWIO/NHWC.
@@ -56,11 +72,27 @@ def conv_general_dilated(
     strides = (window_strides[0], window_strides[1])
     if isinstance(padding, str):
         padding = tuple(lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], strides, padding))
-    return _conv(lhs, rhs, strides, tuple((low, high) for low, high in padding), precision)
+    padding = tuple((low, high) for low, high in padding)
+    return _conv(lhs, rhs, strides, padding, precision, gradients)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _conv(x: Array, w: Array, strides: tuple[int, int], padding: Padding, precision: Any) -> Array:
+# What Flax takes for each way of writing gradients.
+CONV_GRADIENTS: dict[Gradients, Callable[..., Array]] = {
+    "vmap": conv_general_dilated,
+    "grouped": partial(conv_general_dilated, gradients="grouped"),
+}
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def _conv(
+    x: Array,
+    w: Array,
+    strides: tuple[int, int],
+    padding: Padding,
+    precision: Any,
+    gradients: Gradients,
+) -> Array:
+    del gradients
     return lax.platform_dependent(
         x,
         w,
@@ -69,16 +101,15 @@ def _conv(x: Array, w: Array, strides: tuple[int, int], padding: Padding, precis
     )
 
 
-def _forward(
-    x: Array, w: Array, strides: tuple[int, int], padding: Padding, precision: Any
-) -> tuple[Array, tuple[Array, Array]]:
-    return _conv(x, w, strides, padding, precision), (x, w)
+def _forward(x: Array, w: Array, *options: Any) -> tuple[Array, tuple[Array, Array]]:
+    return _conv(x, w, *options), (x, w)
 
 
 def _backward(
     strides: tuple[int, int],
     padding: Padding,
     precision: Any,
+    gradients: Gradients,
     residuals: tuple[Array, Array],
     dy: Array,
 ) -> tuple[Array, Array]:
@@ -86,14 +117,17 @@ def _backward(
         if _tiny(x, dy):
             _, pull_back = jax.vjp(lambda x, w: _dense(x, w, strides, padding, precision), x, w)
             return pull_back(dy)
-        image, kernel = (x.shape[1], x.shape[2]), (w.shape[0], w.shape[1])
-        dx = _input_gradient(dy, w, image, strides, padding, precision)
+        if winograd.applies(x, w, strides, padding):
+            dx = winograd.input_gradient(dy, w, precision)
+            if winograd.enough_tiles(x):
+                return dx, winograd.weight_gradient(x, dy, precision)
+        else:
+            image = (x.shape[1], x.shape[2])
+            dx = _input_gradient(dy, w, image, strides, padding, precision)
+        kernel = (w.shape[0], w.shape[1])
         return dx, _weight_gradient(x, dy, kernel, strides, padding, precision)
 
-    def ordinary(x: Array, w: Array, dy: Array) -> tuple[Array, Array]:
-        _, pull_back = jax.vjp(lambda x, w: _ordinary(x, w, strides, padding, precision), x, w)
-        return pull_back(dy)
-
+    ordinary = ordinary_gradients(strides, padding, precision, gradients)
     return lax.platform_dependent(*residuals, dy, cpu=on_cpu, default=ordinary)
 
 
@@ -101,11 +135,68 @@ _conv.defvjp(_forward, _backward)
 
 
 def _ordinary(
-    x: Array, w: Array, strides: tuple[int, int], padding: Padding, precision: Any
+    x: Array,
+    w: Array,
+    strides: tuple[int, int],
+    padding: Padding,
+    precision: Any,
+    groups: int = 1,
 ) -> Array:
     return lax.conv_general_dilated(
-        x, w, strides, padding, dimension_numbers=_DIMENSIONS, precision=precision
+        x,
+        w,
+        strides,
+        padding,
+        dimension_numbers=_DIMENSIONS,
+        feature_group_count=groups,
+        precision=precision,
     )
+
+
+def ordinary_gradients(
+    strides: tuple[int, int], padding: Padding, precision: Any, gradients: Gradients
+) -> Callable[[Array, Array, Array], tuple[Array, Array]]:
+    """The function (x [B, H, W, I], w [kh, kw, I, O], dy [B, h, w, O]) ↦ gradients (dx, dw) of the
+    ordinary convolution, and how `jax.vmap` vectorises it.
+
+    JAX vectorises the weight gradient, a convolution by itself, as one whose groups are models and
+    whose kernel is as large as the image. Written as the weight gradient of a grouped convolution
+    it has `batch_group_count` instead, a form that accelerators' libraries know.
+    """
+
+    def alone(x: Array, w: Array, dy: Array) -> tuple[Array, Array]:
+        _, pull_back = jax.vjp(lambda x, w: _ordinary(x, w, strides, padding, precision), x, w)
+        return pull_back(dy)
+
+    if gradients == "vmap":
+        return alone
+
+    def of_models(
+        models: int, batched: Sequence[bool], x: Array, w: Array, dy: Array
+    ) -> tuple[tuple[Array, Array], tuple[bool, bool]]:
+        if not all(batched):  # what models share, JAX's rule does not repeat for each
+            axes = tuple(0 if own else None for own in batched)
+            return jax.vmap(alone, axes)(x, w, dy), (True, True)
+
+        def together(x: Array, w: Array) -> Array:
+            sides = (_side_by_side(x), _side_by_side(w))
+            return _apart(_ordinary(*sides, strides, padding, precision, models), models)
+
+        _, pull_back = jax.vjp(together, x, w)
+        return pull_back(dy), (True, True)
+
+    vectorised = custom_vmap(alone)
+    vectorised.def_vmap(of_models)
+    return vectorised
+
+
+def _side_by_side(array: Float[Array, "N *rest C"]) -> Float[Array, "*rest N*C"]:
+    moved = jnp.moveaxis(array, 0, -2)
+    return moved.reshape(*moved.shape[:-2], -1)
+
+
+def _apart(array: Float[Array, "*rest N*C"], models: int) -> Float[Array, "N *rest C"]:
+    return jnp.moveaxis(array.reshape(*array.shape[:-1], models, -1), -2, 0)
 
 
 def _on_cpu(
@@ -119,6 +210,8 @@ def _on_cpu(
     y = jax.eval_shape(partial(_ordinary, strides=strides, padding=padding, precision=None), x, w)
     if _tiny(x, y):
         return _dense(x, w, strides, padding, precision)
+    if winograd.applies(x, w, strides, padding):
+        return winograd.convolve(x, w, precision)
     stride, width = strides[1], y.shape[2]
     p = _columns_at_once(1, width, w) if stride == 1 else 1
     # For output column b of a block, the window's column t meets kernel column t − stride·b.

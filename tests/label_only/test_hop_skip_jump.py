@@ -44,6 +44,7 @@ def run(classify, x, labels, numbers, checkpoints=CHECKPOINTS, chunk=16, others=
     return hsj.run(classify, x, labels, numbers, others, key, checkpoints, chunk)
 
 
+@pytest.mark.accelerator
 def test_of_a_plane_the_distance_is_found_within_a_few_percent():
     x = images()
     found = run(linear, x, linear(x), jnp.arange(len(x)))
@@ -55,6 +56,7 @@ def test_of_a_plane_the_distance_is_found_within_a_few_percent():
     assert np.median(ratio[:, 1]) > 1.1  # not by chance: a hundred queries are too few
 
 
+@pytest.mark.accelerator
 def test_newest_image_is_misclassified_and_as_far_as_told():
     x = images()
     found = run(linear, x, linear(x), jnp.arange(len(x)))
@@ -73,6 +75,7 @@ def test_checkpoints_fall_and_one_of_few_queries_is_that_of_a_smaller_budget():
     np.testing.assert_array_equal(less.reached[:, :3], reached[:, :3])
 
 
+@pytest.mark.accelerator
 def test_misclassified_images_have_distance_zero_for_one_query():
     x = images()
     labels = linear(x).at[3].set(1 - linear(x)[3])

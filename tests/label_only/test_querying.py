@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-import score
 from lira_jax import checkpoints, ensemble, run_dir, scoring, shards, storage, training
 from lira_jax.config import (
     DataConfig,
@@ -33,7 +32,7 @@ from lira_jax.label_only import carlini_wagner, hop_skip_jump, querying
 from lira_jax.label_only.answers import shifts
 from lira_jax.shards import Shard
 from tests.conftest import files_of, refusal
-from tests.test_command_line import Linear
+from tests.small_networks import Linear
 
 E, FEW, COPIES, BUDGET = 60, 10, 7, 130
 MODELS = [1, 2, 3]  # model 1 is the source, and shares its block with model 0
@@ -95,15 +94,27 @@ def answered(trained, tmp_path_factory):
     return experiment, run
 
 
+@pytest.fixture(scope="module")
+def asked(trained, tmp_path_factory):
+    """The same run, asked all but distances from labels, which take long to compile."""
+    experiment, run = trained
+    run = shutil.copytree(run, tmp_path_factory.mktemp("asked") / "run")
+    experiment = dataclasses.replace(
+        experiment, label_only=dataclasses.replace(ASK, budget=0, combined=0)
+    )
+    querying.query(experiment, run, jax.devices()[:2])
+    return experiment, run
+
+
 @pytest.fixture
 def run(trained, tmp_path):
     return shutil.copytree(trained[1], tmp_path / "run")
 
 
 @pytest.fixture(scope="module")
-def brute(answered):
+def brute(trained):
     """Data, network, and what each model asked is given as variables."""
-    experiment, run = answered
+    experiment, run = trained
     data = training.candidates(experiment)
     net = training.build_network(experiment, data)
     (group,) = checkpoints.saved_groups(run)
@@ -121,8 +132,9 @@ def right(brute, model, views, labels):
     return (logits.argmax(1) == labels).astype(np.float32)
 
 
-def test_bits_are_those_of_a_loop_over_scipys_views(answered, brute):
-    run, data = answered[1], brute[0]
+@pytest.mark.accelerator
+def test_bits_are_those_of_a_loop_over_scipys_views(asked, brute):
+    run, data = asked[1], brute[0]
     x = data.images.astype(np.float64) / 127.5 - 1
 
     def each(view):
@@ -149,10 +161,11 @@ def test_bits_are_those_of_a_loop_over_scipys_views(answered, brute):
         assert 0 < found.mean() < 1
 
 
+@pytest.mark.accelerator
 def test_noise_is_the_share_of_copies_and_a_function_of_seed_example_strength_and_copy(
-    answered, brute
+    asked, brute
 ):
-    (experiment, run), data = answered, brute[0]
+    (experiment, run), data = asked, brute[0]
     found = load(run, "noise")
     assert found.shape == (E, 3, 2)
     stream = jax.random.fold_in(jax.random.key(experiment.seed), querying.NOISE)
@@ -205,8 +218,9 @@ def test_distances_are_those_of_each_example_alone(answered, brute):
     assert queries.max() <= BUDGET
 
 
-def test_gradients_and_features_are_those_of_the_model(answered, brute):
-    run, (data, net, variables) = answered[1], brute
+@pytest.mark.accelerator
+def test_gradients_and_features_are_those_of_the_model(asked, brute):
+    run, (data, net, variables) = asked[1], brute
     x = jnp.asarray(data.images, jnp.float32) / 127.5 - 1
     found = load(run, "carlini_wagner")
     assert found.shape == (FEW, 3)
@@ -498,6 +512,8 @@ def test_memguard_changes_no_answer(trained, run, undisturbed):
 def test_the_flag_asks_after_scoring_what_is_missing_and_says_what_to_do_next(
     trained, run, undisturbed, monkeypatch, capsys
 ):
+    import score  # needs more packages than the other tests here
+
     monkeypatch.setattr(ensemble, "set_up", shards.parse)
     before = (run / "scores.npy").read_bytes()
     (run / "scores.npy").unlink()

@@ -21,6 +21,7 @@ def both(features):
     return ours, flax
 
 
+@pytest.mark.accelerator
 @pytest.mark.parametrize("training", [True, False])
 def test_normalisation_equals_flaxs_in_values_gradients_and_statistics(training):
     x = 3 + 2 * jax.random.normal(jax.random.key(0), (4, 5, 6, 7))
@@ -53,6 +54,7 @@ def test_a_constant_channel_is_normalised_to_its_bias():
     np.testing.assert_allclose(y, jnp.broadcast_to(layer.bias[...], y.shape), atol=0.5)
 
 
+@pytest.mark.accelerator
 @pytest.mark.parametrize("affine", [True, False])
 def test_group_normalisation_equals_flaxs_in_values_and_gradients(affine):
     x = 3 + 2 * jax.random.normal(jax.random.key(0), (4, 5, 6, 12))

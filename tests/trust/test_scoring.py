@@ -16,8 +16,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-import attack
-import score
 from lira_jax import checkpoints, ensemble, run_dir, scoring, shards, training
 from lira_jax.config import (
     DataConfig,
@@ -32,7 +30,8 @@ from lira_jax.shards import Shard
 from lira_jax.trust import inputs, laplace, outputs
 from lira_jax.trust import scoring as trust_scoring
 from tests.conftest import files_of, refusal, with_train
-from tests.test_command_line import Linear
+from tests.precision import reordered
+from tests.small_networks import Linear
 
 E, M, DRAWS = 60, 30, 5
 # Two parts of some products; the candidates' take two dispatches.
@@ -144,6 +143,7 @@ def network_input(images, scale=1.0):
 # What is predicted.
 
 
+@pytest.mark.accelerator
 def test_logits_are_those_of_the_models_on_the_inputs(made, brute, gathered):
     _, net, variables = brute
     assert set(gathered) == KINDS
@@ -152,7 +152,8 @@ def test_logits_are_those_of_the_models_on_the_inputs(made, brute, gathered):
         found = load(made, kind)
         x = network_input(one.images, one.scale)
         expected = np.stack([net.apply(model, x) for model in variables])
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+        within = reordered(1e-5)
+        np.testing.assert_allclose(found, expected, rtol=within, atol=within)
         np.testing.assert_array_equal(load(made, f"{kind}_labels"), one.labels)
         np.testing.assert_array_equal(load(made, f"{kind}_samples"), one.images[:8])
     assert gathered["scaled"].scale == 255
@@ -171,6 +172,7 @@ def test_the_candidates_asked_as_inputs_at_scale_1_give_the_runs_own_logits_bitw
     np.testing.assert_array_equal(load(run, "test"), np.load(run / "logits.npy"))
 
 
+@pytest.mark.accelerator
 def test_laplace_predictions_are_those_of_each_models_own_members(trained, made, brute, gathered):
     (experiment, _), (data, net, variables) = trained, brute
     model = 2
@@ -431,6 +433,8 @@ def test_inputs_that_no_model_can_take_are_named(trained, run, monkeypatch):
 
 
 def test_the_flag_predicts_after_scoring_what_is_missing(made, run, capsys):
+    import score  # needs more packages than the other tests here
+
     before = (run / "scores.npy").read_bytes()
     (run / "scores.npy").unlink()
     score.main(["--trust", "--run", str(run), "--trust.laplace", "False"])
@@ -447,6 +451,8 @@ def test_the_flag_predicts_after_scoring_what_is_missing(made, run, capsys):
 
 @pytest.mark.usefixtures("sketched")
 def test_attacks_take_the_predictions_of_the_run(made, run, monkeypatch):
+    import attack  # likewise
+
     shutil.copytree(made / "trust", run / "trust")
     attack.main(["--run", str(run), "--attack.temperatures", "fit"])
     found = json.loads((run / "attack" / "metrics.json").read_text())["trust"]
