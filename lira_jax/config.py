@@ -106,8 +106,13 @@ class TrainConfig:
             step [minutes]. Does not change results.
         group: Models trained together; 0 picks one per device on CPU, 16 per device
             elsewhere [models]. Does not change results at width 1.
-        width: Models vectorised together on one device; 0 picks 1 on CPU, the group's share
-            elsewhere [models]. Other widths than 1 change results by rounding.
+        width: Models vectorised together on one device; 0 is 1 on CPU, and elsewhere what is found
+            fastest by measuring a few for a second or two each, which is then remembered
+            [models]. Other widths than 1 change results by rounding.
+        conv_gradients: How the gradients of vectorised models' convolutions are written on GPUs and
+            TPUs: `vmap`, each by JAX's rule, or `grouped`, as those of one grouped convolution;
+            `auto` measures both with `width = 0`, and else is `grouped`. Changes results by
+            rounding.
     """
 
     models: int = 64
@@ -129,6 +134,7 @@ class TrainConfig:
     checkpoint_minutes: float = 5.0
     group: int = 0
     width: int = 0
+    conv_gradients: Literal["auto", "vmap", "grouped"] = "auto"
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import hashlib
 import os
 import platform
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,8 @@ from lira_jax.progress import say
 from lira_jax.shards import Shard
 
 AXIS = "models"
-# Guesses: on an H200, 16 ResNet-8 vectorised together beat one at a time at a batch of 64 and lost
-# at 256 (docs/benchmarks.md); nothing else was compared.
-ACCELERATOR_MODELS_PER_DEVICE = 16
-ACCELERATOR_SCORE_IMAGES = 4096
+ACCELERATOR_MODELS_PER_DEVICE = 16  # a guess; how many of them are vectorised is measured
+ACCELERATOR_SCORE_IMAGES = 4096  # a guess, where it is not measured
 CPU_SCORE_IMAGES = 72
 
 
@@ -106,8 +105,7 @@ def group_size(requested: int, mesh: Mesh) -> int:
     """
     if requested:
         return requested - requested % mesh.size if requested > mesh.size else requested
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    return mesh.size * (1 if on_cpu else ACCELERATOR_MODELS_PER_DEVICE)
+    return mesh.size * (1 if on_cpu(mesh) else ACCELERATOR_MODELS_PER_DEVICE)
 
 
 def halved(run: Path, models: int, error: jax.errors.JaxRuntimeError) -> int:
@@ -134,14 +132,18 @@ def score_batch(requested: int, queries: int, mesh: Mesh) -> int:
 
     On CPU small steps are faster: activations stay in the caches.
     """
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    images = requested or (CPU_SCORE_IMAGES if on_cpu else ACCELERATOR_SCORE_IMAGES)
+    images = requested or (CPU_SCORE_IMAGES if on_cpu(mesh) else ACCELERATOR_SCORE_IMAGES)
     return max(1, images // queries)
 
 
 def slots(models: int, mesh: Mesh) -> int:
     """The least multiple of the device count that holds this many models."""
     return -(-models // mesh.size) * mesh.size
+
+
+def over_devices(mesh: Mesh) -> NamedSharding:
+    """Where the models [G, …] of a group lie: their leading axis over the devices."""
+    return NamedSharding(mesh, P(AXIS))
 
 
 def put_padded(tree: Any, mesh: Mesh) -> Any:
@@ -152,7 +154,7 @@ def put_padded(tree: Any, mesh: Mesh) -> Any:
         missing = slots(len(rows), mesh) - len(rows)
         return np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)])
 
-    return jax.device_put(jax.tree.map(padded, tree), NamedSharding(mesh, P(AXIS)))
+    return jax.device_put(jax.tree.map(padded, tree), over_devices(mesh))
 
 
 def on_host(tree: Any, models: int) -> Any:
@@ -163,6 +165,32 @@ def on_host(tree: Any, models: int) -> Any:
 def put_shared(tree: Any, mesh: Mesh) -> Any:
     """Place a copy of each array on every device."""
     return jax.device_put(tree, NamedSharding(mesh, P()))
+
+
+@dataclass(frozen=True)
+class Program:
+    """A jitted function of a group of models, and what it shares with every group.
+
+    Attributes:
+        function: (*own, *shared) ↦ results; of `over_models`.
+        shared: arrays on the mesh.
+    """
+
+    function: Any
+    shared: tuple[Any, ...] = ()
+
+    def __call__(self, *own: Any) -> Any:
+        return self.function(*own, *self.shared)
+
+    def compiled(self, *own: Any) -> Callable[..., Any]:
+        """Compiled for arguments of these shapes and places; programs may be so in many threads."""
+        executable = self.function.lower(*own, *self.shared).compile()
+        return lambda *own: executable(*own, *self.shared)
+
+
+def on_cpu(mesh: Mesh) -> bool:
+    """Whether the devices are cores of a CPU."""
+    return mesh.devices.flat[0].platform == "cpu"
 
 
 def over_models(
@@ -185,7 +213,7 @@ def over_models(
     """
     if width < 0:
         raise InputError(f"train.width = {width}: must be at least 0")
-    if width == 0 and mesh.devices.flat[0].platform == "cpu":
+    if width == 0 and on_cpu(mesh):
         width = 1
 
     def share(models: Any, *shared: Any) -> Any:
@@ -203,4 +231,5 @@ def over_models(
             models, *shared
         )
 
-    return jax.jit(group, donate_argnums=(0,) if donate else ())
+    # Said, since a program compiled ahead takes arrays in the places that it was told.
+    return jax.jit(group, donate_argnums=(0,) if donate else (), out_shardings=over_devices(mesh))

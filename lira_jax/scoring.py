@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import shlex
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,22 +24,27 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32
 
-from lira_jax import checkpoints, ensemble, run_dir
+from lira_jax import checkpoints, ensemble, run_dir, tuning
 from lira_jax.checkpoints import Group
 from lira_jax.config import Experiment
 from lira_jax.defences.memguard import memguard
+from lira_jax.ensemble import Program
 from lira_jax.errors import InputError
 from lira_jax.interrupts import stop_requests
 from lira_jax.networks import Network
 from lira_jax.progress import Progress
 from lira_jax.run_dir import Product
 from lira_jax.shards import Shard
-from lira_jax.training import Candidates, build_network, candidates, total_steps
+from lira_jax.training import Candidates, build_network, candidates, place, total_steps
 from lira_jax.views import Views, check_shift, fixed_views, plain, take
 
 # Examples and images per dispatch: few enough that Ctrl-C is answered soon, enough to hide the
 # dispatch.
 DISPATCH, DISPATCH_IMAGES = 256, 18 * 256
+# Dispatches that devices have waiting while the host takes the results of one.
+AHEAD = 2
+# Images per inference step to choose from, where that is measured.
+ACCELERATOR_STEPS = (1024, 4096, 16384)
 # The stream of noisy queries' randomness, fold_in(key(seed), NOISE): no model has this number.
 NOISE = 2**31 - 1
 # A guess: not measured on an accelerator. On CPU one at a time is fastest.
@@ -158,39 +164,73 @@ class _Task:
         of_model: (variables, index [S, B], images, labels) ↦ the arrays of one model, each
             [S, B, …].
         images: queried per example, for the length of a dispatch.
-        batch: examples per step, B, on a mesh.
+        steps: images per step to choose from on a mesh; the fastest is taken.
     """
 
     title: str
     product: Product
     of_model: Callable[..., tuple[Array, ...]]
     images: int
-    batch: Callable[[Mesh], int]
+    steps: Callable[[Mesh], Sequence[int]]
 
 
 def _tasks(experiment: Experiment, data: Candidates, views: Views) -> list[_Task]:
     config, network = experiment.score, build_network(experiment, data)
 
-    def of_queries(queries: int) -> Callable[[Mesh], int]:
-        return lambda mesh: ensemble.score_batch(config.batch_size, queries, mesh)
+    def of_queries(mesh: Mesh) -> Sequence[int]:
+        if config.batch_size or ensemble.on_cpu(mesh):
+            return [config.batch_size or ensemble.CPU_SCORE_IMAGES]
+        return ACCELERATOR_STEPS
 
-    def of_gradients(mesh: Mesh) -> int:
-        return 1 if mesh.devices.flat[0].platform == "cpu" else ACCELERATOR_GRADIENTS
+    def of_gradients(mesh: Mesh) -> Sequence[int]:
+        return [1 if ensemble.on_cpu(mesh) else ACCELERATOR_GRADIENTS]
 
     queries = len(views.mirror)
     product = run_dir.phi(queries, data.classes, config.memguard)
     of_model = scores_of_model(served(network, config.memguard), views)
-    tasks = [_Task("score", product, of_model, queries, of_queries(queries))]
+    tasks = [_Task("score", product, of_model, queries, of_queries)]
     if config.noisy_queries:
         copies = config.noisy_queries + 1
         product = run_dir.merlin(config.noisy_queries, config.noise)
         function = merlin_of_model(network, experiment.seed, config.noisy_queries, config.noise)
-        tasks.append(_Task("noisy queries", product, function, copies, of_queries(copies)))
+        tasks.append(_Task("noisy queries", product, function, copies, of_queries))
     if config.gradient_norm:
         function = gradient_norm_of_model(network)
         product = run_dir.gradient_norm()
         tasks.append(_Task("gradient norms", product, function, 1, of_gradients))
     return tasks
+
+
+@dataclass(frozen=True)
+class Inference:
+    """How the models of a group share a device in inference.
+
+    Attributes:
+        width: models vectorised together.
+        images: per step and model.
+    """
+
+    width: int
+    images: int
+
+    def __str__(self) -> str:
+        return f"width {self.width}, {self.images} images a step"
+
+    def cut(self, queries: int) -> tuple[int, int]:
+        """Steps of a dispatch, and examples of a step, of so many images each."""
+        batch = max(1, self.images // queries)
+        return max(1, min(DISPATCH, DISPATCH_IMAGES // queries) // batch), batch
+
+
+def inference_ways(width: int, steps: Sequence[int], share: int, mesh: Mesh) -> list[Inference]:
+    """The ways that are open for `share` models on each device.
+
+    Args:
+        width: of the configuration; 0 leaves it open, but for CPUs.
+        steps: images per step to choose from.
+    """
+    widths = [width or 1] if width or ensemble.on_cpu(mesh) else sorted({1, share})
+    return [Inference(one, images) for one in widths for images in steps]
 
 
 def score(
@@ -306,46 +346,99 @@ def _score_groups(
     together = ensemble.group_size(0, ensemble.models_mesh(devices))
 
     @functools.cache
-    def on_devices(count: int) -> tuple[Mesh, Callable[..., Any], Any]:
+    def on_devices(count: int) -> tuple[Mesh, tuple[Array, Array]]:
         mesh = ensemble.models_mesh(devices[:count])
-        shared = ensemble.put_shared((np.asarray(data.images), data.labels), mesh)
-        return mesh, ensemble.over_models(task.of_model, mesh, experiment.train.width), shared
+        return mesh, place(data, mesh)
+
+    @functools.cache
+    def inference(count: int, way: Inference) -> Program:
+        mesh, placed = on_devices(count)
+        return Program(ensemble.over_models(task.of_model, mesh, way.width), placed)
+
+    def fastest_way(variables: Any, count: int, check: Callable[[], None]) -> Inference:
+        mesh, _ = on_devices(min(count, len(devices)))
+        share = ensemble.slots(count, mesh) // mesh.size
+        about = {
+            "work": task.title,
+            "models per device": share,
+            "network": dataclasses.asdict(experiment.network),
+            "images": data.image_shape,
+            "classes": data.classes,
+            "dtype": experiment.train.dtype,
+            "queries": task.images,
+        }
+
+        def trial(way: Inference) -> tuning.Trial:
+            placed = ensemble.put_padded(variables, mesh)
+            index = np.zeros(way.cut(task.images), np.int32)
+            infer = inference(mesh.size, way).compiled(placed, index)
+
+            def dispatches(units: int) -> None:
+                for _ in range(units):
+                    results = infer(placed, index)
+                jax.block_until_ready(results)
+
+            return tuning.Trial(dispatches, count * index.size * task.images, most=1000)
+
+        open_ways = {
+            way: functools.partial(trial, way)
+            for way in inference_ways(experiment.train.width, task.steps(mesh), share, mesh)
+        }
+        return tuning.fastest(open_ways, about, mesh, str(run), "images", check)
 
     def forward(
-        variables: Any, count: int
+        variables: Any, count: int, way: Inference
     ) -> Iterator[tuple[slice, list[Float[np.ndarray, "G B ..."]]]]:
-        mesh, on_group, shared = on_devices(min(count, len(devices)))
+        """Examples and their results, while the devices make those of the next ones."""
+        mesh, _ = on_devices(min(count, len(devices)))
+        on_group = inference(mesh.size, way)
         placed = ensemble.put_padded(variables, mesh)
-        batch = task.batch(mesh)
-        steps = max(1, min(DISPATCH, DISPATCH_IMAGES // task.images) // batch)
+        waiting: deque[tuple[slice, tuple[Array, ...]]] = deque()
+
+        def taken() -> tuple[slice, list[np.ndarray]]:
+            part, results = waiting.popleft()
+            rows = ensemble.on_host(results, count)
+            length = part.stop - part.start
+            return part, [
+                array.reshape(count, -1, *shape)[:, :length]
+                for array, shape in zip(rows, inner, strict=True)
+            ]
+
+        steps, batch = way.cut(task.images)
         for start in range(0, examples, steps * batch):
             # The last dispatch is filled up with example 0: one shape, one compilation.
             part = slice(start, min(start + steps * batch, examples))
             index = np.zeros(steps * batch, np.int32)
             index[: part.stop - start] = np.arange(part.start, part.stop)
-            results = on_group(placed, index.reshape(steps, batch), *shared)
-            yield (
-                part,
-                [
-                    rows.reshape(count, steps * batch, *shape)[:, : part.stop - start]
-                    for rows, shape in zip(ensemble.on_host(results, count), inner, strict=True)
-                ],
-            )
+            results = on_group(placed, index.reshape(steps, batch))
+            for array in results:
+                array.copy_to_host_async()
+            waiting.append((part, results))
+            if len(waiting) > AHEAD:
+                yield taken()
+        while waiting:
+            yield taken()
 
     done = len(share) - sum(len(models) for _, models in left)
     progress = Progress(len(share) * examples, done * examples, task.title)
+    way, measured = Inference(1, 1), 0  # for so many models together
+    stopped = f"{run}: stopped; run the same command again to go on"
     try:
         with stop_requests() as stop:
             for group, models in left:
                 stored = restored(run, group, network)
                 while models:
                     chunk = models[: contiguous(models[:together])]
+                    check = functools.partial(stop.check, stopped)
                     variables = _rows(stored, np.array(chunk) - group.first)
                     arrays = [
                         np.empty((len(chunk), examples, *shape), np.float32) for shape in inner
                     ]
                     try:
-                        for part, found in forward(variables, len(chunk)):
+                        if len(chunk) > measured:
+                            way = fastest_way(variables, len(chunk), check)
+                            measured = len(chunk)
+                        for part, found in forward(variables, len(chunk), way):
                             for array, rows in zip(arrays, found, strict=True):
                                 array[:, part] = rows
                             progress.advance(
@@ -353,7 +446,7 @@ def _score_groups(
                                 f"{done}/{len(share)} models written, "
                                 f"{progress.rate(len(chunk)) * task.images:,.0f} queries/s",
                             )
-                            stop.check(f"{run}: stopped; run the same command again to go on")
+                            check()
                     except jax.errors.JaxRuntimeError as error:
                         together = ensemble.halved(run, len(chunk), error)
                         continue

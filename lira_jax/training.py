@@ -8,6 +8,7 @@ shard or the point of resume.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import platform
 import sys
@@ -25,14 +26,25 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int32, UInt8
 
 import lira_jax
-from lira_jax import checkpoints, datasets, ensemble, membership, networks, optimization, run_dir
+from lira_jax import (
+    checkpoints,
+    datasets,
+    ensemble,
+    membership,
+    networks,
+    optimization,
+    run_dir,
+    tuning,
+)
 from lira_jax.checkpoints import Group
 from lira_jax.config import Experiment, check, keep_fraction
 from lira_jax.datasets import Dataset
 from lira_jax.defences import adversarial, dp_sgd, early_stopping, transfer
+from lira_jax.ensemble import Program
 from lira_jax.errors import InputError
 from lira_jax.interrupts import StopRequest, stop_requests
 from lira_jax.networks import Network, Variables
+from lira_jax.networks.conv import Gradients
 from lira_jax.progress import Progress, say
 from lira_jax.shards import Shard
 from lira_jax.views import augmented, check_shift, plain
@@ -139,12 +151,14 @@ def total_steps(experiment: Experiment, members: int) -> int:
 
 def build_network(experiment: Experiment, data: Candidates) -> Network:
     """The network of an experiment for its images and classes."""
+    gradients = experiment.train.conv_gradients
     network = networks.build(
         experiment.network,
         data.image_shape,
         data.classes,
         experiment.train.dtype,
         experiment.defence.dropout,
+        "vmap" if gradients == "auto" else gradients,  # training settles it first, see `ways`
     )
     if experiment.defence.dp_clip:
         dp_sgd.check_network(network, experiment.network.arch)
@@ -298,32 +312,48 @@ class Programs:
     """
 
     mesh: Mesh
-    begin: Callable[[Array], Any]
-    advance: Callable[[Any, np.int32, np.int32], Any]
+    begin: Program
+    advance: Program
     judge: Callable[[Any, np.int32], Any]
-    metrics: Callable[[Any], dict[str, Array]]
-    finish: Callable[[Any], Any]
+    metrics: Program
+    finish: Program
+
+
+def place(data: Candidates, mesh: Mesh) -> tuple[Array, Array]:
+    """Images and labels on every device."""
+    return ensemble.put_shared((np.asarray(data.images), data.labels), mesh)
 
 
 def programs(
-    experiment: Experiment, data: Candidates, mesh: Mesh, initial: Variables | None = None
+    experiment: Experiment,
+    data: Candidates,
+    mesh: Mesh,
+    initial: Variables | None = None,
+    placed: tuple[Array, Array] | None = None,
 ) -> Programs:
-    """The programs of an experiment, with the data placed on the mesh; `initial` of
-    `transfer.read`."""
+    """The programs of an experiment, with the data placed on the mesh.
+
+    Args:
+        initial: of `transfer.read`.
+        placed: of `place`, where that has been done.
+    """
     config, defence = experiment.train, experiment.defence
     own_network = build_network(experiment, data)
     steps = total_steps(experiment, int(data.keep[0].sum()))
     initial = ensemble.put_shared(initial, mesh)
-    images, labels = ensemble.put_shared((np.asarray(data.images), data.labels), mesh)
+    placed = place(data, mesh) if placed is None else placed
 
-    def over_models(make: Callable[[Network], Callable[..., Any]], donate: bool = False) -> Any:
-        """(models, *shared) ↦ results of the function that `make` makes of the network in use."""
+    def over_models(
+        make: Callable[[Network], Callable[..., Any]], *shared: Any, donate: bool = False
+    ) -> Program:
+        """The program of the function that `make` makes of the network in use."""
 
-        def function(models: Any, initial: Any, *shared: Any) -> Any:
-            return make(transfer.begun_from(own_network, initial, defence))(models, *shared)
+        def function(models: Any, *others: Any) -> Any:
+            network = transfer.begun_from(own_network, others[-1], defence)
+            return make(network)(models, *others[:-1])
 
         lifted = ensemble.over_models(function, mesh, config.width, donate=donate)
-        return lambda models, *shared: lifted(models, initial, *shared)
+        return Program(lifted, (*shared, initial))
 
     def finish(state: Any, initial: Any) -> Variables:
         kept = optimization.evaluated_variables(state, config)
@@ -341,21 +371,127 @@ def programs(
         index = early_stopping.held_out_index(experiment.seed, len(data.held_out[1]))
         judged_by = len(index)
         for_judge = ensemble.put_shared(tuple(part[index] for part in data.held_out), mesh)
-    advance = over_models(lambda network: steps_of_model(experiment, network, steps), donate=True)
     judge = over_models(
         lambda network: early_stopping.judge_of_model(network, config, defence.early_stopping),
+        *for_judge,
         donate=True,
     )
-    metrics = over_models(lambda network: metrics_of_model(experiment, network, judged_by))
-    lifted_finish = ensemble.over_models(finish, mesh, config.width)
     return Programs(
         mesh=mesh,
         begin=over_models(lambda network: init_model(experiment, network, steps, data.classes)),
-        advance=lambda group, start, stop: advance(group, start, stop, images, labels, *for_steps),
-        judge=lambda group, epoch: judge(group, epoch, *for_judge) if for_judge else group,
-        metrics=lambda group: metrics(group, images, labels),
-        finish=lambda state: lifted_finish(state, initial),
+        advance=over_models(
+            lambda network: steps_of_model(experiment, network, steps),
+            *placed,
+            *for_steps,
+            donate=True,
+        ),
+        judge=judge if for_judge else lambda group, epoch: group,
+        metrics=over_models(
+            lambda network: metrics_of_model(experiment, network, judged_by), *placed
+        ),
+        finish=Program(ensemble.over_models(finish, mesh, config.width), (initial,)),
     )
+
+
+def shapes(on_mesh: Programs, inputs: dict[str, Array]) -> Any:
+    """What `advance` takes first for a group of these inputs: shapes, types and places, to compile
+    programs for before there is such a group."""
+    places = ensemble.over_devices(on_mesh.mesh)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=places),
+        (jax.eval_shape(on_mesh.begin, inputs["number"]), inputs),
+    )
+
+
+@dataclass(frozen=True)
+class Way:
+    """How the models of a group share a device.
+
+    Attributes:
+        width: models vectorised together, at least 1.
+        conv_gradients: how their convolutions' gradients are written, see there.
+    """
+
+    width: int
+    conv_gradients: Gradients
+
+    def __str__(self) -> str:
+        gradients = f" with {self.conv_gradients} gradients" if self.width > 1 else ""
+        return f"width {self.width}{gradients}"
+
+
+def ways(experiment: Experiment, share: int, on_cpu: bool) -> list[Way]:
+    """Those that a configuration leaves open, for `share` models on each device."""
+    config = experiment.train
+    # Of both, the one that was faster in the one case that was measured on a GPU comes first.
+    gradients: tuple[Gradients, ...] = ("grouped", "vmap")
+    if config.conv_gradients != "auto":
+        gradients = (config.conv_gradients,)
+    elif ":" in experiment.network.arch:  # a user's own convolutions know no such ways
+        gradients = ("vmap",)
+    if config.width or on_cpu:  # on CPU one at a time is the fastest, and the same everywhere
+        return [Way(config.width or 1, gradients[0])]
+    several = [Way(width, how) for width in tuning.up_to(share)[1:] for how in gradients]
+    return [Way(1, gradients[0]), *several]  # one model alone has one kind of gradients
+
+
+def in_way(experiment: Experiment, way: Way) -> Experiment:
+    """The experiment with a way settled."""
+    return dataclasses.replace(
+        experiment, train=dataclasses.replace(experiment.train, **dataclasses.asdict(way))
+    )
+
+
+def find_way(
+    experiment: Experiment,
+    data: Candidates,
+    group: Group,
+    mesh: Mesh,
+    where: str,
+    initial: Variables | None = None,
+    placed: tuple[Array, Array] | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> Way:
+    """The fastest way to train a group, of those that the configuration leaves open.
+
+    Each trains the group's own models, from their beginning, with a program that also serves the
+    run.
+
+    Raises:
+        jax.errors.JaxRuntimeError: no way has enough memory.
+    """
+    share = ensemble.slots(group.size, mesh) // mesh.size
+    open_ways = ways(experiment, share, ensemble.on_cpu(mesh))
+    placed = place(data, mesh) if placed is None and len(open_ways) > 1 else placed
+
+    def trial(way: Way) -> tuning.Trial:
+        on_mesh = programs(in_way(experiment, way), data, mesh, initial, placed)
+        inputs = group_inputs(experiment, data.keep, group, mesh)
+        begin = on_mesh.begin.compiled(inputs["number"])
+        advance = on_mesh.advance.compiled(shapes(on_mesh, inputs), np.int32(0), np.int32(1))
+        state: Any = None
+
+        def run(steps: int) -> None:
+            nonlocal state
+            before = (begin(inputs["number"]), inputs) if state is None else state
+            state = jax.block_until_ready(advance(before, np.int32(0), np.int32(steps)))
+
+        members = inputs["members"].shape[1]
+        most = optimization.steps_per_epoch(members, experiment.train.batch_size)
+        return tuning.Trial(run, work=group.size, most=most)
+
+    about = {
+        "work": "train",
+        "models per device": share,
+        "network": dataclasses.asdict(experiment.network),
+        "images": data.image_shape,
+        "classes": data.classes,
+        "batch": experiment.train.batch_size,
+        "dtype": experiment.train.dtype,
+        "defence": dataclasses.asdict(experiment.defence) | {"transfer_from": initial is not None},
+    }
+    candidates = {way: functools.partial(trial, way) for way in open_ways}
+    return tuning.fastest(candidates, about, mesh, where, "model-steps", check)
 
 
 def train(
@@ -409,10 +545,20 @@ def train(
         size = max(1, min(ensemble.group_size(experiment.train.group, mesh), len(share)))
         finished, todo = checkpoints.plan(run, models, steps, size, share)
         _announce(run, data, experiment, shard, finished, mesh, size, privacy)
+        way, measured = Way(1, "vmap"), 0  # for a group of so many models
+        stopped = f"{run}: stopped; run the same command again to go on"
+
         # A group smaller than the devices leaves some alone, rather than train models twice.
-        on_devices = functools.cache(
-            lambda count: programs(experiment, data, ensemble.models_mesh(devices[:count]), initial)
-        )
+        @functools.cache
+        def on_devices(count: int) -> tuple[Mesh, tuple[Array, Array]]:
+            mesh = ensemble.models_mesh(devices[:count])
+            return mesh, place(data, mesh)
+
+        @functools.cache
+        def in_that_way(way: Way, count: int) -> Programs:
+            mesh, placed = on_devices(count)
+            return programs(in_way(experiment, way), data, mesh, initial, placed)
+
         trained = sum(n in share for group in finished for n in group.models)
         goal = trained + sum(group.size for group in todo)
         ahead = sum(group.size * group.step for group in todo)
@@ -421,15 +567,24 @@ def train(
         try:
             with stop_requests() as stop:
                 while todo:
-                    group, on_mesh = todo[0], on_devices(min(todo[0].size, len(devices)))
+                    group, count = todo[0], min(todo[0].size, len(devices))
                     try:
-                        _train_group(work, group, on_mesh, trained, stop)
+                        # What is best for many serves few, but not the other way round.
+                        if group.size > measured:
+                            mesh, placed = on_devices(count)
+                            way = find_way(
+                                experiment, data, group, mesh, str(run), initial, placed,
+                                lambda: stop.check(stopped),
+                            )  # fmt: skip
+                            measured = group.size
+                        _train_group(work, group, in_that_way(way, count), way, trained, stop)
                         trained += group.size
                     except jax.errors.JaxRuntimeError as error:
                         size = ensemble.halved(run, group.size, error)
+                        any_way = in_that_way(way, count)
                         for begun in checkpoints.saved_groups(run):
                             if begun.models == group.models:
-                                checkpoints.halve(run, begun, _like(begun, on_mesh))
+                                checkpoints.halve(run, begun, _like(begun, any_way))
                     finished, todo = checkpoints.plan(run, models, steps, size, share)
         finally:
             progress.close()
@@ -511,7 +666,7 @@ def _like(group: Group, on_mesh: Programs) -> Any:
 
 
 def _train_group(
-    work: _Work, group: Group, on_mesh: Programs, trained: int, stop: StopRequest
+    work: _Work, group: Group, on_mesh: Programs, way: Way, trained: int, stop: StopRequest
 ) -> None:
     """Train one group to the end from its newest checkpoint; `trained` models were done before."""
     experiment, run, steps, progress = work.experiment, work.run, work.steps, work.progress
@@ -553,7 +708,7 @@ def _train_group(
             metrics = ensemble.on_host(on_mesh.metrics(both), group.size)
             record = {"models": [group.first, group.last], "epoch": epoch}
             record |= {name: [round(v, 6) for v in row.tolist()] for name, row in metrics.items()}
-            log.append(record | {"seconds": round(seconds, 3)})
+            log.append(record | {"seconds": round(seconds, 3)} | dataclasses.asdict(way))
             seconds = 0.0
             accuracy = (
                 f"member acc {metrics['member_accuracy'].mean():.1%}, "

@@ -21,7 +21,6 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
 import attack
 import score
@@ -51,7 +50,7 @@ seed = 3
 [data]
 limit = 120
 [network]
-arch = "tests.test_command_line:network"
+arch = "tests.small_networks:network"
 [train]
 models = 4
 epochs = 4
@@ -68,23 +67,6 @@ batch_size = 50
 
 
 STEPS = 20
-
-
-class Linear(nnx.Module):
-    """Pixels, normalised over the batch, to logits."""
-
-    def __init__(self, image_shape, classes, depth, width, dtype, rngs):
-        del depth, width
-        pixels = int(np.prod(image_shape))
-        self.norm = nnx.BatchNorm(pixels, dtype=dtype, rngs=rngs)
-        self.dense = nnx.Linear(pixels, classes, dtype=dtype, rngs=rngs)
-
-    def __call__(self, images):
-        return self.dense(self.norm(images.reshape(len(images), -1)))
-
-
-def network(**settings):
-    return Linear(**settings)
 
 
 class Outcome(NamedTuple):
@@ -278,6 +260,7 @@ def test_every_field_can_be_overridden(experiment_of, toml):
     other = {
         "network.arch": "resnet", "train.models": 6, "train.keep": "1/4", "train.epochs": 9,
         "train.optimizer": "adam", "train.schedule": "constant", "train.dtype": "bfloat16",
+            "train.conv_gradients": "vmap",
         "train.ema": 0.0, "train.momentum": 0.5, "train.label_smoothing": 0.5,
         "score.views": 162, "score.noisy_queries": 0,  # refused beside MemGuard
         "attack.centre": "median", "attack.extra": "a.b:c", "attack.fpr": 0.25,
