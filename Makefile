@@ -1,5 +1,6 @@
 # make demo   train, score and attack 64 small networks on the digits images
 # make test   the test suite
+# make accelerator DATA=FOLDER   all there is to measure on one GPU or TPU, in MINUTES=9
 # make faults training and scoring killed 20 times each, and every other fault
 # make lint   ruff; make types: mypy
 #
@@ -17,8 +18,11 @@ EXTRAS := dev$(if $(CUDA),$(comma)cuda$(CUDA))
 VERSION := $(shell $(PYTHON) -c 'import sys; print(sys.implementation.cache_tag)')
 STAMP := $(VENV)/.installed-$(VERSION)$(if $(CUDA),-cuda$(CUDA))
 RUN ?= runs/digits
+DATA ?=
+MINUTES ?= 9
+OUT ?= runs/accelerator
 
-.PHONY: demo test faults lint types clean
+.PHONY: demo test accelerator faults lint types clean
 
 demo: $(STAMP)
 	$(BIN)/python train.py configs/digits.toml --run $(RUN)
@@ -27,6 +31,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+accelerator: $(STAMP)
+	@test -n "$(DATA)" || { echo "error: make accelerator DATA=FOLDER with CIFAR-10's Parquet files" >&2; exit 2; }
+	$(BIN)/python benchmarks/one_accelerator.py --minutes $(MINUTES) --data "$(DATA)" --out "$(OUT)"
 
 faults: $(STAMP)
 	LIRA_JAX_KILLS=20 $(BIN)/python -m pytest tests/test_faults.py

@@ -195,111 +195,28 @@ def python_loop(case: Case, steps: int, models: int = 0) -> Rounds:
     return run
 
 
-def torch_network(case: Case) -> Any:
-    """The networks of `lira_jax.networks`, attribute by attribute, in PyTorch."""
-    import torch
-    import torch.nn.functional as F
-    from torch import nn
-
-    def conv(n_in: int, n_out: int, kernel: int = 3, stride: int = 1) -> nn.Module:
-        layer = nn.Conv2d(n_in, n_out, kernel, stride, kernel // 2, bias=False)
-        nn.init.kaiming_normal_(layer.weight)
-        return layer
-
-    class BasicBlock(nn.Module):
-        def __init__(self, n_in: int, n_out: int, stride: int):
-            super().__init__()
-            self.conv1, self.norm1 = conv(n_in, n_out, 3, stride), nn.BatchNorm2d(n_out)
-            self.conv2, self.norm2 = conv(n_out, n_out), nn.BatchNorm2d(n_out)
-            self.stride, self.new = stride, n_out - n_in
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
-            if self.new:
-                x = x[:, :, :: self.stride, :: self.stride]
-                x = F.pad(x, (0, 0, 0, 0, self.new // 2, self.new - self.new // 2))
-            return F.relu(x + y)
-
-    class PreActivationBlock(nn.Module):
-        def __init__(self, n_in: int, n_out: int, stride: int):
-            super().__init__()
-            self.norm1, self.conv1 = nn.BatchNorm2d(n_in), conv(n_in, n_out, 3, stride)
-            self.norm2, self.conv2 = nn.BatchNorm2d(n_out), conv(n_out, n_out)
-            project = n_in != n_out or stride != 1
-            self.projection = conv(n_in, n_out, 1, stride) if project else None
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            y = F.relu(self.norm1(x))
-            shortcut = x if self.projection is None else self.projection(y)
-            return shortcut + self.conv2(F.relu(self.norm2(self.conv1(y))))
-
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            wide = case.network.arch == "wide_resnet"
-            n_in = 16 if wide else case.network.width
-            first = n_in * case.network.width if wide else n_in
-            self.stem = conv(case.image_shape[2], n_in)
-            block, per_group = PreActivationBlock if wide else BasicBlock, case.network.depth // 6
-            if wide:
-                per_group = (case.network.depth - 4) // 6
-            blocks = []
-            for group, stride in enumerate((1, 2, 2)):
-                for index in range(per_group):
-                    n_out = first * 2**group
-                    blocks.append(block(n_in, n_out, stride if index == 0 else 1))
-                    n_in = n_out
-            self.blocks = nn.ModuleList(blocks)
-            self.norm = nn.BatchNorm2d(n_in if wide else first)
-            self.dense = nn.Linear(n_in, 10)
-            self.wide = wide
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            x = self.stem(x)
-            x = x if self.wide else F.relu(self.norm(x))
-            for block in self.blocks:
-                x = block(x)
-            x = F.relu(self.norm(x)) if self.wide else x
-            return self.dense(x.mean((2, 3)))
-
-    return Net()
-
-
 def torch_eager(case: Case, steps: int, channels_last: bool) -> Rounds:
     """PyTorch's eager training loop with the same optimiser and moving average."""
     import torch
 
+    from benchmarks import torch_networks, torch_training
+
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    model = torch_network(case).to(memory_format=layout)
-    config = experiment_of(case, 2).train
-    kernels = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim == 1]
-    groups = [
-        {"params": kernels, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    sgd = torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, fused=True)
+    model = torch_networks.build(case.network, case.image_shape, 10).to(memory_format=layout)
+    torch_networks.pad_all_sides(model)
+    trainer = torch_training.Trainer(model.train(), experiment_of(case, 2).train, 10**6)
     data = synthetic(case, 1, steps)
     images = torch.from_numpy(np.ascontiguousarray(data.images.transpose(0, 3, 1, 2)))
     images = images.to(memory_format=layout)
     labels = torch.from_numpy(data.labels.astype(np.int64))
     order = torch.from_numpy(np.flatnonzero(data.keep[0]).reshape(steps, case.batch))
-    real = [v for v in model.state_dict().values() if v.is_floating_point()]
-    averages = [torch.zeros_like(value) for value in real]
-    rate = optimization.paper_schedule(config.learning_rate, 10**6)
-    rates = [float(rate(step)) for step in range(steps)]
 
     def run(indices: torch.Tensor = order) -> float:
         start = time.perf_counter()
-        for index, rate in zip(indices, rates, strict=False):
-            for group in sgd.param_groups:
-                group["lr"] = rate
+        for index in indices:
             x = images[index].to(torch.float32, memory_format=layout) / 127.5 - 1.0
-            sgd.zero_grad(set_to_none=True)
-            torch.nn.functional.cross_entropy(model(x), labels[index]).backward()
-            sgd.step()
-            torch._foreach_lerp_(averages, real, 1 - config.ema)
+            trainer.update(torch.nn.functional.cross_entropy(model(x), labels[index]))
         return (time.perf_counter() - start) / len(indices)
 
     run(order[:2])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -25,15 +26,28 @@ def run(tmp_path, *more):
     return json.loads(out.read_text(encoding="utf-8"))
 
 
-def without_compiling(monkeypatch, largest):
-    """Models that take no time, and no memory beyond a width of `largest`."""
+def without_compiling(monkeypatch, largest, seconds=0.0, clock=None):
+    """Models that take no time, and no memory beyond a width of `largest`; compiling takes some."""
 
-    def prepare(experiment, network, state, width, *_):
-        if width > largest:
+    def prepare(row, *_):
+        if clock is not None:
+            clock.now += seconds
+        if row.width > largest:
             raise JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
-        return accelerator.Width(width, lambda: None, 0.0, 0, "program")
+        compiled = dataclasses.replace(row, compile_seconds=0.0, memory_bytes=0)
+        return accelerator.Width(compiled, lambda: None)
 
     monkeypatch.setattr(accelerator, "prepare", prepare)
+    monkeypatch.setattr(accelerator, "forward_flops", lambda *_: 1)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that only compiling moves on, one program at a time."""
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now, perf_counter=time.perf_counter)
+    monkeypatch.setattr(accelerator, "time", clock)
+    monkeypatch.setattr(accelerator, "os", SimpleNamespace(cpu_count=lambda: 1))
+    return clock
 
 
 @pytest.fixture
@@ -45,19 +59,12 @@ def quick_to_compile():
     jax.config.update("jax_disable_most_optimizations", before)
 
 
-@pytest.fixture
-def without_init(monkeypatch):
-    """A state of no size, for tests that train nothing."""
-    init = {"variables": {"params": {}, "rest": {}}}
-    monkeypatch.setattr(accelerator.training, "init_model", lambda *_: lambda number: init)
-    monkeypatch.setattr(accelerator, "forward_flops", lambda *_: 1)
-
-
 @pytest.mark.usefixtures("quick_to_compile")
 def test_a_sweep_trains_real_models_and_reports_each_width(tmp_path, capsys):
     report = run(tmp_path, "--devices", "2")
     assert report["devices"] == 2
-    assert [row["width"] for row in report["rows"]] == [1, 2]
+    ways = [(row["width"], row["gradients"]) for row in report["rows"]]
+    assert ways == [(1, "grouped"), (2, "grouped"), (2, "vmap")]
     recipe = load(ROOT / "configs" / "cifar10_fast.toml").train
     for row in report["rows"]:
         steps = 25_000 // row["batch"] * recipe.epochs
@@ -72,62 +79,64 @@ def test_a_sweep_trains_real_models_and_reports_each_width(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert f"a model: {recipe.epochs} epochs of 25000 members" in printed
     assert f"speed_net float32 batch 8: width {fastest['width']}, " in printed
+    assert printed.count("grouped") == 1 + (fastest["gradients"] == "grouped") * (
+        2 * (fastest["width"] > 1)
+    )
 
 
-@pytest.mark.usefixtures("without_init")
-def test_a_width_that_does_not_fit_is_a_row_and_the_last(tmp_path, monkeypatch, capsys):
+ONE = ("--gradients", "vmap")
+
+
+def test_a_width_that_does_not_fit_is_a_row(tmp_path, monkeypatch, capsys):
     without_compiling(monkeypatch, largest=2)
-    report = run(tmp_path, "--widths", "8", "1", "4", "2")
+    report = run(tmp_path, *ONE, "--widths", "8", "1", "4", "2")
     errors = [(row["width"], row["error"]) for row in report["rows"]]
-    assert errors == [(1, None), (2, None), (4, "out of memory")]
+    assert errors == [(1, None), (2, None), (4, "out of memory"), (8, "out of memory")]
     assert report["best"][0]["width"] in (1, 2)
-    assert "    4  out of memory" in capsys.readouterr().out
+    assert "    4 vmap       out of memory" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("without_init")
 def test_when_not_even_one_model_fits_there_is_no_best_width(tmp_path, monkeypatch):
     without_compiling(monkeypatch, largest=0)
-    report = run(tmp_path)
+    report = run(tmp_path, "--widths", "1")
     assert [row["width"] for row in report["rows"]] == [1]
     assert report["best"] == []
 
 
-@pytest.mark.usefixtures("without_init")
-def test_what_the_time_limit_leaves_out_is_named(tmp_path, monkeypatch, capsys):
-    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now, perf_counter=time.perf_counter)
-    monkeypatch.setattr(accelerator, "time", clock)
-
-    def prepare(experiment, network, state, width, *_):
-        clock.now += 40
-        return accelerator.Width(width, lambda: None, 0.0, 0, "program")
-
-    monkeypatch.setattr(accelerator, "prepare", prepare)
-    report = run(tmp_path, "--minutes", "1", "--widths", "1", "2", "4", "8")
-    assert [row["width"] for row in report["rows"]] == [1, 2]
-    assert report["left_out"] == [{"sweep": "speed_net float32 batch 8", "widths": [4, 8]}]
-    assert "widths 4, 8 left out" in capsys.readouterr().out
+def test_the_most_promising_come_first():
+    assert accelerator.candidates([1, 2, 8, 16, 64], ["grouped", "vmap"]) == [
+        (16, "grouped"), (1, "grouped"), (16, "vmap"), (8, "grouped"), (8, "vmap"),
+        (2, "grouped"), (2, "vmap"), (64, "grouped"), (64, "vmap"),
+    ]  # fmt: skip
+    assert accelerator.candidates([1], ["vmap"]) == [(1, "vmap")]
 
 
-@pytest.mark.usefixtures("without_init")
-def test_sweeps_share_the_time_that_is_left_evenly(tmp_path, monkeypatch):
-    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now, perf_counter=time.perf_counter)
-    monkeypatch.setattr(accelerator, "time", clock)
-
-    def prepare(experiment, network, state, width, *_):
-        clock.now += 10
-        return accelerator.Width(width, lambda: None, 0.0, 0, "program")
-
-    monkeypatch.setattr(accelerator, "prepare", prepare)
-    report = run(tmp_path, "--minutes", "1", "--widths", *"12345", "--batches", "8", "16", "32")
-    measured = [(row["batch"], row["width"]) for row in report["rows"]]
-    assert measured == [(batch, width) for batch in (8, 16, 32) for width in (1, 2)]
+def test_what_the_time_limit_leaves_out_is_named(tmp_path, monkeypatch, capsys, clock):
+    without_compiling(monkeypatch, largest=8, seconds=40, clock=clock)
+    report = run(tmp_path, *ONE, "--minutes", "1", "--widths", "1", "2", "4", "8")
+    assert [row["width"] for row in report["rows"]] == [8]
+    missing = ["1 vmap", "4 vmap", "2 vmap"]
+    assert report["left_out"] == [{"sweep": "speed_net float32 batch 8", "widths": missing}]
+    assert "widths 1 vmap, 4 vmap, 2 vmap left out" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("without_init")
+def test_sweeps_share_the_time_that_is_left_evenly(tmp_path, monkeypatch, clock):
+    without_compiling(monkeypatch, largest=8, seconds=10, clock=clock)
+    options = ("--minutes", "1", "--widths", *"12345", "--batches", "8", "16", "32")
+    report = run(tmp_path, *ONE, *options)
+    batches = [row["batch"] for row in report["rows"]]
+    assert {batch: batches.count(batch) for batch in batches} == {8: 1, 16: 1, 32: 1}
+    assert [len(one["widths"]) for one in report["left_out"]] == [4, 4, 4]
+
+
 def test_a_batch_larger_than_the_members_is_left_out(monkeypatch, capsys):
     without_compiling(monkeypatch, largest=8)
     accelerator.main([*TOY, "--batches", "25001"])
     assert "left out, a model has only 25000 members" in capsys.readouterr().out
+
+
+def test_a_matrix_product_has_a_rate_of_random_data_that_stays_finite():
+    assert 1e6 < accelerator.matrix_rate(jax.devices()[0], "float32", 64) < 1e15
 
 
 def test_every_published_peak_is_for_bfloat16_at_least_that_of_float32():
