@@ -288,7 +288,7 @@ def sweep(
     left_out: list[Row] = []
 
     def compiled(row: Row) -> Width | None:
-        if time.monotonic() > deadline:
+        if time.monotonic() >= deadline:
             return None
         return prepare(row, experiment, args.steps, shared, mesh)
 
