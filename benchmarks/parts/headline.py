@@ -83,11 +83,9 @@ def run(task: Task) -> None:
     if models > first:
         train = dataclasses.replace(experiment.train, models=models)
         whole = dataclasses.replace(experiment, train=train)
-        # Without them, the few are attacked: training that was stopped is not lost, but not whole.
-        if stage("train", whole) is not None and stage("score", whole) is not None:
-            experiment = whole
-        else:
+        if stage("train", whole) is None or stage("score", whole) is None:
             return
+        experiment = whole
     _attack(task, experiment, folder, spent)
 
 

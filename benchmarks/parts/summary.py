@@ -63,8 +63,7 @@ def _right(found: Sequence[Found]) -> str:
         rows.append([one["name"], *values, "yes" if one["ok"] else "**no**"])
     tests = [
         f"`pytest -m accelerator`: {one['passed']} passed, {len(one['failed'])} failed"
-        + "" * one["finished"]
-        + (", stopped before its end" if not one["finished"] else "")
+        + ", stopped before their end" * (not one["finished"])
         + "".join(f"\n- failed: `{name}`" for name in one["failed"])
         if "passed" in one
         else f"`pytest -m accelerator`: left out, {one['left_out']}"
