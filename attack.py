@@ -10,13 +10,17 @@ from typing import Annotated
 
 import tyro
 
-from lira_jax import attacking, compare, config, public_layout, run_dir, score_set, target, terminal
-from lira_jax.attacking import About, Protocol
-from lira_jax.command_line import parse, run_stage, value_of, with_value
+from lira_jax import attacking, config, public_layout, score_set
+from lira_jax.analysis import analyse, target
+from lira_jax.analysis.analyse import About
+from lira_jax.attacking import Protocol
+from lira_jax.commands.parsing import parse, run_stage, value_of, with_value
 from lira_jax.config import AttackConfig, Experiment
 from lira_jax.errors import InputError
 from lira_jax.label_only import answers
-from lira_jax.storage import as_path
+from lira_jax.report import compare, terminal
+from lira_jax.run import run_dir
+from lira_jax.run.storage import as_path
 from lira_jax.trust import outputs
 
 TEXT = (
@@ -118,7 +122,7 @@ def main(arguments: Sequence[str]) -> None:
                 labels_of = answers.read(as_path(parsed.run), found)
                 elsewhere = outputs.read(as_path(parsed.run), found)
             asked = dataclasses.replace(experiment, attack=parsed.attack)
-            about = attacking.about_run(as_path(parsed.run), asked)
+            about = analyse.about_run(as_path(parsed.run), asked)
     elif public_layout.is_layout(Path(str(parsed.scores))):
         found = public_layout.read(Path(str(parsed.scores)))
     else:

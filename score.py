@@ -10,10 +10,11 @@ from typing import Annotated
 
 import tyro
 
-from lira_jax import config, run_dir
-from lira_jax.command_line import parse, run_stage, value_of, with_value
+from lira_jax import config
+from lira_jax.commands.parsing import parse, run_stage, value_of, with_value
 from lira_jax.config import LabelOnlyConfig, ScoreConfig, TrustConfig
-from lira_jax.storage import as_path
+from lira_jax.run import run_dir
+from lira_jax.run.storage import as_path
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,8 @@ def main(arguments: Sequence[str]) -> None:
     parsed = parse(Arguments, default, text, arguments)
 
     from lira_jax import ensemble, scoring  # JAX starts slowly; --help need not wait for it
-    from lira_jax.label_only import querying
-    from lira_jax.trust import scoring as trust_scoring
+    from lira_jax.label_only import asking
+    from lira_jax.trust import predicting as trust_scoring
 
     shard = ensemble.set_up(parsed.shard)
     experiment = config.check(
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str]) -> None:
             experiment, score=parsed.score, label_only=parsed.label_only, trust=parsed.trust
         )
     )
-    stages = [(parsed.ask, querying.query), (parsed.trust_asked, trust_scoring.score)]
+    stages = [(parsed.ask, asking.query), (parsed.trust_asked, trust_scoring.score)]
     for stage in [stage for asked, stage in stages if asked] or [scoring.score]:
         stage(experiment, as_path(parsed.run), shard=shard, repair=parsed.repair)
 

@@ -9,11 +9,12 @@ from typing import Annotated
 
 import tyro
 
-from lira_jax import config, run_dir
-from lira_jax.command_line import HELP, parse, positional, run_stage, value_of
+from lira_jax import config
+from lira_jax.commands.parsing import HELP, parse, positional, run_stage, value_of
 from lira_jax.config import Experiment
 from lira_jax.errors import InputError
-from lira_jax.storage import as_path
+from lira_jax.run import run_dir
+from lira_jax.run.storage import as_path
 
 
 @dataclass(frozen=True)

@@ -34,9 +34,10 @@ import jax
 import numpy as np
 
 from lira_jax import config, ensemble, training
-from lira_jax.checkpoints import Group
+from lira_jax.candidates import Candidates, build_network, total_steps
 from lira_jax.config import DefenceConfig, Experiment, NetworkConfig, TrainConfig
 from lira_jax.networks import last_layer
+from lira_jax.run.checkpoints import Group
 
 CASES = {"28x28x1": (28, 28, 1), "32x32x3": (32, 32, 3), "8x8x1": (8, 8, 1)}
 CLASSES, HELD_OUT = 10, 1000
@@ -69,7 +70,7 @@ DEFENCES = {
 }
 
 
-def synthetic(shape: tuple[int, int, int], models: int, members: int) -> training.Candidates:
+def synthetic(shape: tuple[int, int, int], models: int, members: int) -> Candidates:
     """Random images and labels; every model has half of them, its own."""
     random = np.random.default_rng(0)
 
@@ -79,7 +80,7 @@ def synthetic(shape: tuple[int, int, int], models: int, members: int) -> trainin
 
     pixels, labels = images(2 * members)
     keep = random.permuted(np.tile(np.arange(2 * members) < members, (models, 1)), axis=1)
-    return training.Candidates(
+    return Candidates(
         images=pixels,
         labels=labels,
         classes=CLASSES,
@@ -90,20 +91,20 @@ def synthetic(shape: tuple[int, int, int], models: int, members: int) -> trainin
     )
 
 
-def epochs_of(experiment: Experiment, data: training.Candidates) -> Callable[[], float]:
+def epochs_of(experiment: Experiment, data: Candidates) -> Callable[[], float]:
     """A function that trains one group for an epoch more and tells the seconds per model-step."""
     config.check(experiment)
     mesh = ensemble.models_mesh()
     models, initial = len(data.keep), None
     if experiment.defence.transfer_from:
-        network = training.build_network(experiment, data)
+        network = build_network(experiment, data)
         initial = jax.device_get(jax.jit(network.init)(jax.random.key(0)))
         del initial["params"][last_layer(initial, experiment.network.arch, "defence.transfer_from")]
     on_mesh = training.programs(experiment, data, mesh, initial)
     inputs = training.group_inputs(experiment, data.keep, Group(0, models - 1), mesh)
     both = on_mesh.begin(inputs["number"]), inputs
     members = int(data.keep[0].sum())
-    steps, epoch = training.total_steps(experiment, members) // experiment.train.epochs, 0
+    steps, epoch = total_steps(experiment, members) // experiment.train.epochs, 0
 
     def run() -> float:
         nonlocal both, epoch

@@ -37,8 +37,9 @@ from pathlib import Path
 import hardware
 import numpy as np
 
-from lira_jax import config, run_dir
+from lira_jax import config
 from lira_jax.config import DataConfig
+from lira_jax.run import run_dir
 
 ROOT = Path(__file__).resolve().parents[1]
 CASES = {"digits": ("configs/digits.toml", 8), "cifar10_cpu": ("configs/cifar10_cpu.toml", 4)}

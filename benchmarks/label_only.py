@@ -43,10 +43,12 @@ import numpy as np
 from jax.sharding import Mesh
 from scipy.stats import bootstrap
 
-from lira_jax import checkpoints, ensemble, training
+from lira_jax import ensemble, training
+from lira_jax.candidates import build_network, candidates
 from lira_jax.config import DataConfig, Experiment, NetworkConfig, TrainConfig
 from lira_jax.label_only import hop_skip_jump
 from lira_jax.networks import Network
+from lira_jax.run import checkpoints
 
 # What `--data` holds, training images, width of a ResNet-8, and epochs.
 CASES = {
@@ -95,8 +97,8 @@ def trained(case: str, options: argparse.Namespace) -> Trained:
             shift=0,
         ),
     )
-    data = training.candidates(experiment)
-    network = training.build_network(experiment, data)
+    data = candidates(experiment)
+    network = build_network(experiment, data)
     one = jax.eval_shape(network.init, jax.random.key(0))
     with tempfile.TemporaryDirectory(prefix="lira_jax_label_only_") as run:
         training.train(experiment, Path(run))

@@ -32,8 +32,8 @@ from jax.sharding import PartitionSpec as P
 
 from lira_jax import ensemble, networks, scoring
 from lira_jax.config import NetworkConfig
+from lira_jax.data.views import fixed_views
 from lira_jax.networks import Network
-from lira_jax.views import fixed_views
 
 CASES = {"32x32": (32, 32, 3), "digits": (8, 8, 1)}
 CLASSES = 10

@@ -26,8 +26,9 @@ import torch_networks
 from torch import Tensor, nn
 from torch_training import Trainer
 
-from lira_jax import config, datasets, membership
+from lira_jax import config
 from lira_jax.config import Experiment
+from lira_jax.data import datasets, membership
 
 
 def train(

@@ -112,7 +112,7 @@ def reflect(index: Tensor, size: int) -> Tensor:
 
 
 def take(images: Tensor, index: Tensor, mirror: Tensor, down: Tensor, right: Tensor) -> Tensor:
-    """As `lira_jax.views.take`: images of the given index, mirrored, shifted and scaled.
+    """As `lira_jax.data.views.take`: images of the given index, mirrored, shifted and scaled.
 
     Args:
         images: uint8 [E, H, W, C].
@@ -164,7 +164,7 @@ def draw(recipe: TrainConfig, shape: tuple[int, ...], images: Tensor) -> Draws:
 
 
 def augmented(images: Tensor, index: Tensor, draws: Draws, recipe: TrainConfig) -> Tensor:
-    """As `lira_jax.views.augmented`: a training batch, float32 [B, C, H, W] in channels-last
+    """As `lira_jax.data.views.augmented`: a training batch, float32 [B, C, H, W] in channels-last
     layout, of images uint8 [E, H, W, C] and index [B]."""
     if recipe.mirror or recipe.shift:
         x = take(images, index, draws.mirror, draws.down, draws.right)

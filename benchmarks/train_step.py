@@ -43,10 +43,11 @@ from jax import lax
 
 from benchmarks.flops import forward_flops
 from lira_jax import ensemble, networks, optimization, training
-from lira_jax.checkpoints import Group
+from lira_jax.candidates import Candidates, total_steps
 from lira_jax.config import Experiment, NetworkConfig, TrainConfig
+from lira_jax.data.views import plain
 from lira_jax.networks import Network, layers
-from lira_jax.views import plain
+from lira_jax.run.checkpoints import Group
 
 Rounds = Callable[[], float]
 """Runs some steps and returns the seconds per model-step."""
@@ -99,14 +100,14 @@ def experiment_of(case: Case, models: int) -> Experiment:
     return Experiment(network=case.network, train=train)
 
 
-def synthetic(case: Case, models: int, steps: int) -> training.Candidates:
+def synthetic(case: Case, models: int, steps: int) -> Candidates:
     """Random images and labels; every model has its own `steps` batches of members."""
     random = np.random.default_rng(0)
     examples = 2 * steps * case.batch
     keep = np.zeros((models, examples), bool)
     for row in keep:
         row[random.permutation(examples)[: examples // 2]] = True
-    return training.Candidates(
+    return Candidates(
         images=random.integers(0, 256, (examples, *case.image_shape), np.uint8),
         labels=random.integers(0, 10, examples).astype(np.int32),
         classes=10,
@@ -164,7 +165,7 @@ def python_loop(case: Case, steps: int, models: int = 0) -> Rounds:
     network = ordinary_network(case)
     experiment = experiment_of(case, 2)
     data = synthetic(case, 1, steps)
-    total = training.total_steps(experiment, int(data.keep[0].sum()))
+    total = total_steps(experiment, int(data.keep[0].sum()))
     train_step = optimization.train_step(network, experiment.train, total)
     images, labels = jnp.asarray(data.images), jnp.asarray(data.labels)
 

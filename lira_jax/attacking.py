@@ -1,99 +1,20 @@
-"""Stage 3: every attack on one set of scores, judged.
-
-`analyse` is all of it, on arrays; `attack` also writes what it found (`attack_files.py`).
-"""
+"""Stage 3: every attack on one set of scores, judged, and what it found written to a folder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from jaxtyping import Bool, Float, UInt8
 from threadpoolctl import threadpool_limits
-from tqdm import tqdm
 
-from lira_jax import (
-    __version__,
-    attack_files,
-    curves,
-    datasets,
-    epsilon,
-    evaluation,
-    null_check,
-    run_dir,
-    vulnerability,
-    workers,
-)
-from lira_jax.attacks import ATTACKS, TITLES, Attack, Family, ablation, reference_code, references
-from lira_jax.attacks.references import References
-from lira_jax.config import AttackConfig, Experiment, flatten, keep_fraction
-from lira_jax.errors import InputError
-from lira_jax.figures import Curve, Findings, statistic_curves
-from lira_jax.judging import judged
-from lira_jax.label_only import answers, results
+from lira_jax.analysis.analyse import About, analyse, analyse_as_reference_code
+from lira_jax.config import AttackConfig
 from lira_jax.label_only.answers import LabelAnswers
-from lira_jax.score_set import ScoreSet, check, of_examples, read_only
-from lira_jax.trust import outputs
-from lira_jax.trust import results as trust_results
+from lira_jax.report import files
+from lira_jax.score_set import ScoreSet
 from lira_jax.trust.outputs import Outputs
-from lira_jax.user_code import failure, import_function
 
 Protocol = Literal["leave-block-out", "reference-code"]
-
-# What an attack lacks where a field of ScoreSet is missing, and how to come by it.
-REMEDIES = {
-    "labels": "needs labels [E] beside the scores",
-    "logits": "needs logits [N, E, K] beside the scores",
-    "merlin": "needs noisy queries: python score.py --run DIR --score.noisy_queries 100",
-    "gradient_norm": "needs gradients: python score.py --run DIR --score.gradient_norm True",
-}
-# The attack by which examples are ranked: its scores are log-ratios.
-EXPOSURE = "lira-online"
-
-
-@dataclass(frozen=True)
-class About:
-    """What is known beyond scores and masks. Nothing of it changes a figure.
-
-    Attributes:
-        settings: of the run, by dotted name; None for scores made elsewhere.
-        versions: of the software that trained the models, by name.
-        images: the examples, to draw in the report; None where there are none.
-        no_images: why there are none.
-        classes: names of the K classes; None where unknown.
-    """
-
-    settings: Mapping[str, Any] | None = None
-    versions: Mapping[str, str] = field(default_factory=dict)
-    images: UInt8[np.ndarray, "E H W C"] | None = None
-    no_images: str = "scores that were made elsewhere come without images"
-    classes: tuple[str, ...] | None = None
-
-
-def about_run(run: Path, experiment: Experiment) -> About:
-    """What a run's own files tell, and its images if the data are where they were.
-
-    Args:
-        run: a run directory.
-        experiment: its configuration.
-    """
-    versions = run_dir.read_versions(run)
-    about = About(
-        settings=flatten(experiment),
-        versions={name: text for name, text in versions.items() if name not in run_dir.DIGESTS},
-    )
-    try:
-        data = datasets.load(experiment.data, experiment.seed)
-        if data.digest != versions["data_digest"]:
-            return replace(about, no_images="the data have changed since training")
-        images, _ = datasets.candidates(data, keep_fraction(experiment.train.keep)[1])
-    except InputError as error:  # the attacks need no images
-        return replace(about, no_images=str(error))
-    return replace(about, images=images, classes=data.classes)
 
 
 def attack(
@@ -108,7 +29,7 @@ def attack(
     labels_of: LabelAnswers | None = None,
     elsewhere: Outputs | None = None,
 ) -> dict[str, Any]:
-    """Run every attack and write what came out (`attack_files.py`).
+    """Run every attack and write what came out (`files.py`).
 
     Each file is written at once or not at all, and none before all input is checked. The same input
     writes the same bytes.
@@ -134,338 +55,21 @@ def attack(
             more views asked for than there are, a user's attack that fails, an `out` that cannot
             be written.
     """
+
     # The cores are busy without: threads that wait for each other's parts of small products took
     # six times the time of judging an attack, on two cores beside other work.
+    def ready() -> None:
+        files.prepare(out)
+
     with threadpool_limits(1, "blas"):
         if protocol == "reference-code":
             findings = analyse_as_reference_code(
-                score_set, config, about, out=out, progress=progress
+                score_set, config, about, ready=ready, progress=progress
             )
         else:
             findings = analyse(
                 score_set, config, about, check_null=check_null, labels_of=labels_of,
-                elsewhere=elsewhere, out=out, progress=progress,
+                elsewhere=elsewhere, ready=ready, progress=progress,
             )  # fmt: skip
-    attack_files.write(findings, out)
+    files.write(findings, out)
     return dict(findings.metrics)
-
-
-def analyse(
-    score_set: ScoreSet,
-    config: AttackConfig,
-    about: About = About(),
-    *,
-    check_null: bool = False,
-    labels_of: LabelAnswers | None = None,
-    elsewhere: Outputs | None = None,
-    out: Path | None = None,
-    progress: bool = False,
-) -> Findings:
-    """Every attack with every model as target, and all that is derived from them.
-
-    Inserted canaries are attacked with all other examples, and reported apart from them.
-
-    Args:
-        score_set, config, about, check_null, labels_of, elsewhere, progress: as for `attack`.
-        out: made a folder once all input is checked, before the long work.
-
-    Raises:
-        InputError: as `attack`.
-    """
-    check(score_set, config.queries)
-    rule = references.find(score_set)
-    chosen = families(config)
-    if out is not None:
-        attack_files.prepare(out)
-    models, examples, views = score_set.scores.shape
-    canary = np.zeros(examples, bool) if score_set.canary is None else score_set.canary
-    natural, natural_rule = score_set, rule
-    if canary.any():
-        natural = of_examples(score_set, ~canary)
-        natural_rule = references.find(natural)
-    member, inserted = natural.keep, score_set.keep[:, canary]
-    bar = tqdm(total=len(chosen) + 6, leave=False, disable=None if progress else True)
-
-    entries: list[dict[str, Any]] = []
-    canary_entries: list[dict[str, Any]] = []
-    curve_of: dict[str, Curve] = {}
-    kept: dict[str, Float[np.ndarray, "N E"]] = {}  # of the attacks that more is asked about
-
-    def made() -> Iterator[tuple[str, Float[np.ndarray, "N E"]]]:
-        for family_name, family in chosen.items():
-            bar.set_description(family_name)
-            if _lacking(family, score_set):
-                continue
-            scores = family.attack(score_set, rule, config, progress)
-            for name in list(scores):
-                yield name, scores.pop(name)
-            bar.update()
-        bar.set_description("intervals")
-
-    def judge(
-        attacked: tuple[str, Float[np.ndarray, "N E"]],
-    ) -> tuple[str, Float[np.ndarray, "N E"], dict[str, Any], Curve, dict[str, Any] | None]:
-        name, scores = attacked
-        of_natural = scores[:, ~canary] if canary.any() else scores
-        entry, curve = judged(of_natural, member, rule.fold)
-        of_canaries = None
-        if inserted.any() and not inserted.all():
-            of_canaries, _ = judged(scores[:, canary], inserted, rule.fold)
-        return name, scores, entry, curve, of_canaries
-
-    # Attacks are judged while later ones are made.
-    for name, scores, entry, curve, of_canaries in workers.in_order(
-        judge, made(), evaluation.AT_ONCE
-    ):
-        naming = {"name": name, "title": TITLES.get(name, name)}
-        entries.append(naming | entry)
-        curve_of[name] = curve
-        if of_canaries is not None:
-            canary_entries.append(naming | of_canaries)
-        kept[name] = scores
-        wanted = (EXPOSURE, max(entries, key=_strength)["name"])
-        kept = {key: value for key, value in kept.items() if key in wanted}
-    del scores
-    strongest = max(entries, key=_strength)["name"]
-
-    bar.set_description("ablation")
-    ablation_entries = list(_ablation(natural, natural_rule, config, entries))
-    bar.update()
-    bar.set_description("fewer views and models")
-    used = config.queries or views
-    # With all models and views they are the attacks themselves.
-    known = None if canary.any() else {entry["name"]: entry for entry in entries}
-    by_models, no_levels = curves.by_models(natural, natural_rule, config, known=known)
-    by_queries = curves.by_queries(natural, natural_rule, config, known=known)
-    bar.update()
-    bar.set_description("other statistics")
-    statistics = statistic_curves(natural, natural_rule, config)
-    exposure = vulnerability.exposure(score_set, kept[EXPOSURE], config)
-    # The attack was chosen among all by its result on these targets.
-    bound = {"attack": strongest} | epsilon.lower_bound(
-        kept[strongest][:, ~canary], member, candidates=len(entries)
-    )
-    if canary_entries:
-        bound["of_canaries"] = epsilon.lower_bound(
-            kept[strongest][:, canary], inserted, candidates=len(entries)
-        )
-    bar.update()
-    bar.set_description("label-only attacks")
-    of_labels, drawn_of_labels = None, None
-    if labels_of is not None:
-        labels_of = answers.of_first(labels_of, member.shape[1])
-        online = kept[EXPOSURE][list(labels_of.models)]
-        of_labels, drawn_of_labels = results.results(labels_of, {EXPOSURE: online})
-    bar.update()
-    bar.set_description("inputs from elsewhere")
-    of_trust, drawn_of_trust = None, None
-    if elsewhere is not None:
-        first = outputs.of_first(elsewhere, member.shape[1])
-        of_trust, drawn_of_trust = trust_results.results(first, natural, config)
-    bar.update()
-    bar.set_description("null check")
-    null = null_check.null_check(score_set, config, chosen) if check_null else None
-    bar.close()
-    metrics: dict[str, Any] = {
-        "schema": 2,
-        "source": score_set.source,
-        "models": models,
-        "examples": member.shape[1],
-        "queries": used,
-        "protocol": "leave-block-out",
-        **_rule(rule.words, rule.count_in, rule.count_out, config.centre, member),
-        "canaries": int(canary.sum()),
-        "strongest": strongest,
-        "attacks": entries,
-        "not_run": [
-            {"name": name, "title": title, "reason": REMEDIES[_lacking(family, score_set)[0]]}
-            for family in chosen.values()
-            if _lacking(family, score_set)
-            for name, title in family.titles.items()
-        ],
-        "ablation": ablation_entries,
-        "by_queries": by_queries,
-        "by_models": by_models,
-        "by_models_left_out": no_levels,
-        "accuracy": _accuracy(natural),
-        "vulnerability": {
-            "attack": EXPOSURE,
-            "examples": member.shape[1],
-            "d_median": float(np.median(exposure.d[~canary])),
-        },
-        "epsilon": bound,
-        "canary_attacks": canary_entries or None,
-        "null_check": null,
-        "label_only": of_labels,
-        "trust": of_trust,
-        "settings": None if about.settings is None else dict(about.settings),
-        "versions": _versions(about),
-    }
-    return Findings(
-        metrics=metrics,
-        score_set=score_set,
-        curves=curve_of,
-        label_only=drawn_of_labels,
-        trust=drawn_of_trust,
-        statistics=statistics,
-        vulnerability=exposure,
-        images=about.images,
-        no_images=about.no_images,
-        classes=about.classes,
-    )
-
-
-def analyse_as_reference_code(
-    score_set: ScoreSet,
-    config: AttackConfig,
-    about: About = About(),
-    *,
-    out: Path | None = None,
-    progress: bool = False,
-) -> Findings:
-    """The attacks as the public LiRA code evaluates them (`attacks/reference_code.py`).
-
-    Args, Raises: as for `analyse`.
-    """
-    check(score_set, config.queries)
-    models, examples, views = score_set.scores.shape
-    count_in, count_out = reference_code.list_lengths(score_set)
-    if out is not None:
-        attack_files.prepare(out)
-    member = score_set.keep[-1:]
-    entries, curve_of = [], {}
-    for name, scores in reference_code.attack(score_set, config.queries, progress).items():
-        entry, curve_of[name] = judged(scores, member, 1)
-        figures = evaluation.reference_code_summary(evaluation.roc(scores, member))
-        entries.append({"name": name, "title": TITLES.get(name, name)} | entry | figures)
-    metrics = {
-        "schema": 2,
-        "source": score_set.source,
-        "models": models,
-        "examples": examples,
-        "queries": config.queries or views,
-        "protocol": "reference-code",
-        **_rule(reference_code.WORDS, count_in, count_out, "median", member),
-        "canaries": 0,
-        "strongest": max(entries, key=_strength)["name"],
-        "attacks": entries,
-        **{key: [] for key in ("not_run", "ablation", "by_queries", "by_models")},
-        **dict.fromkeys(("accuracy", "vulnerability", "epsilon", "canary_attacks", "null_check")),
-        "settings": None if about.settings is None else dict(about.settings),
-        "versions": _versions(about),
-    }
-    return Findings(metrics, score_set, curve_of, {})
-
-
-def families(config: AttackConfig) -> dict[str, Family]:
-    """The registered attacks, and the user's own (`attack.extra`) after them.
-
-    Raises:
-        InputError: `attack.extra` names nothing that can be imported. The family itself raises it
-            where the user's function fails, or returns anything but finite scores [N, E] by names
-            that no other attack has.
-    """
-    if not config.extra:
-        return ATTACKS
-    own = import_function(config.extra, "attack.extra")
-    return ATTACKS | {config.extra: Family(_guarded(own, f'attack.extra = "{config.extra}"'), {})}
-
-
-def _guarded(own: Callable[..., Any], where: str) -> Attack:
-    """A user's attack, whose failures and odd results are bad input to us."""
-    taken = {*TITLES, *(rung.name for rung in ablation.RUNGS)}
-
-    def attack(
-        score_set: ScoreSet, rule: References, config: AttackConfig, progress: bool
-    ) -> dict[str, Float[np.ndarray, "N E"]]:
-        try:
-            found = own(read_only(score_set), rule, config, progress)
-            arrays = {str(key): np.asarray(value, np.float64) for key, value in found.items()}
-        except InputError:
-            raise
-        except Exception as error:  # whatever the user's code raises
-            raise failure(where, error, "return a dict of scores [N, E] by name") from error
-        for key, value in arrays.items():
-            if key in taken:
-                raise InputError(
-                    f"{where}: `{key}` is the name of another attack; choose a new one"
-                )
-            finite = bool(np.isfinite(value).all())
-            if value.shape != score_set.keep.shape or not finite:
-                what = f"shape {value.shape}" + ", not all finite" * (not finite)
-                raise InputError(
-                    f"{where}: `{key}` has {what}; return finite scores of shape "
-                    f"{score_set.keep.shape}, one per target and example"
-                )
-        return arrays
-
-    return attack
-
-
-def _lacking(family: Family, score_set: ScoreSet) -> list[str]:
-    return [need for need in family.needs if getattr(score_set, need) is None]
-
-
-def _strength(entry: Mapping[str, Any]) -> tuple[float, float]:
-    """TPR at 0.1 % FPR, or at 1 % where few false positives stand behind it, surely; then AUC."""
-    few = entry["few_false_positives"]
-    key = next((key for key in ("0.001", "0.01") if not few[key]), None)
-    return (entry["tpr_at_fpr_ci"][key][0] if key else 0.0), entry["auc"]
-
-
-def _ablation(
-    score_set: ScoreSet,
-    rule: References,
-    config: AttackConfig,
-    entries: list[dict[str, Any]],
-) -> Iterator[dict[str, Any]]:
-    """The rungs of the ablation; those that are attacks of their own are judged already."""
-    known = {entry["name"]: entry for entry in entries} if score_set.canary is None else {}
-
-    def judge(
-        attacked: tuple[ablation.Rung, Float[np.ndarray, "N E"]],
-    ) -> tuple[ablation.Rung, dict[str, Any]]:
-        rung, scores = attacked
-        naming = {"ladder": rung.ladder, "step": rung.step, "name": rung.name}
-        return rung, naming | evaluation.figures(scores, score_set.keep, rule.fold)
-
-    rungs = ablation.ladders(score_set, rule, config, skip=tuple(known))
-    made = dict(workers.in_order(judge, rungs, evaluation.AT_ONCE))
-    for rung in ablation.rungs(score_set, config):
-        yield made.get(rung) or known[rung.name] | {"ladder": rung.ladder, "step": rung.step}
-
-
-def _accuracy(score_set: ScoreSet) -> list[dict[str, Any]] | None:
-    """Share of members and of non-members that each model classifies right."""
-    if score_set.logits is None or score_set.labels is None:
-        return None
-    found = []
-    for model, (logits, inside) in enumerate(zip(score_set.logits, score_set.keep, strict=True)):
-        right = np.argmax(logits, axis=1) == score_set.labels
-        found.append(
-            {
-                "model": model,
-                "member": float(right[inside].mean()),
-                "nonmember": float(right[~inside].mean()),
-            }
-        )
-    return found
-
-
-def _versions(about: About) -> dict[str, str]:
-    """Of what trained the models, as given, and of what attacks them."""
-    here = [f"{name} {version(name)}" for name in ("numpy", "scipy", "scikit-learn")]
-    return {**about.versions, "attacked with": ", ".join([f"lira_jax {__version__}", *here])}
-
-
-def _rule(
-    words: str, count_in: int, count_out: int, centre: str, member: Bool[np.ndarray, "T E"]
-) -> dict[str, Any]:
-    members = int(member.sum())
-    return {
-        "rule": words,
-        "references": {"in": count_in, "out": count_out},
-        "centre": centre,
-        "members": members,
-        "nonmembers": member.size - members,
-    }

@@ -22,10 +22,10 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lira_jax import shards
 from lira_jax.errors import InputError
 from lira_jax.progress import say
-from lira_jax.shards import Shard
+from lira_jax.run import shards
+from lira_jax.run.shards import Shard
 
 AXIS = "models"
 ACCELERATOR_MODELS_PER_DEVICE = 16  # a guess; how many of them are vectorised is measured

@@ -26,8 +26,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from lira_jax.errors import InputError
+from lira_jax.run.storage import names
 from lira_jax.score_set import ScoreSet, as_mask, logit_scaled
-from lira_jax.storage import names
 
 _EXPERIMENT = re.compile(r"experiment-(\d+)(?:_(\d+))?")
 _EPOCH = re.compile(r"\d+\.npy")

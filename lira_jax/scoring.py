@@ -24,19 +24,20 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32
 
-from lira_jax import checkpoints, ensemble, run_dir, tuning
-from lira_jax.checkpoints import Group
+from lira_jax import ensemble, tuning
+from lira_jax.candidates import Candidates, build_network, candidates, place, total_steps
 from lira_jax.config import Experiment
+from lira_jax.data.views import Views, check_shift, fixed_views, plain, take
 from lira_jax.defences.memguard import memguard
 from lira_jax.ensemble import Program
 from lira_jax.errors import InputError
 from lira_jax.interrupts import stop_requests
 from lira_jax.networks import Network
 from lira_jax.progress import Progress
-from lira_jax.run_dir import Product
-from lira_jax.shards import Shard
-from lira_jax.training import Candidates, build_network, candidates, place, total_steps
-from lira_jax.views import Views, check_shift, fixed_views, plain, take
+from lira_jax.run import checkpoints, run_dir
+from lira_jax.run.checkpoints import Group
+from lira_jax.run.run_dir import Product
+from lira_jax.run.shards import Shard
 
 # Examples and images per dispatch: few enough that Ctrl-C is answered soon, enough to hide the
 # dispatch.

@@ -9,19 +9,14 @@ import numpy as np
 from scipy.special import expit
 
 from lira_jax import evaluation, figures
+from lira_jax.analysis.statistics import statistic_curves
 from lira_jax.attacks import lira, references
 from lira_jax.config import AttackConfig, Experiment, flatten
 from lira_jax.evaluation import FPRS
-from lira_jax.figures import (
-    Band,
-    Curve,
-    Drawing,
-    Findings,
-    Missing,
-    statistic_curves,
-)
+from lira_jax.evaluation.judging import Band, Curve
+from lira_jax.figures import Drawing, Missing
+from lira_jax.findings import Findings, Vulnerability
 from lira_jax.score_set import ScoreSet
-from lira_jax.vulnerability import Vulnerability
 
 TABLE_1 = ["yeom", "shokri", "merlin", "morgan", "song-mittal", "sablayrolles", "long", "watson",
            "ye"]  # fmt: skip

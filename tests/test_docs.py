@@ -12,7 +12,7 @@ import pytest
 from lira_jax import evaluation, score_set
 from lira_jax.attacks import ATTACKS, references
 from lira_jax.config import AttackConfig
-from lira_jax.tables import percent
+from lira_jax.report.tables import percent
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,14 +46,14 @@ def test_the_attack_in_python_md_takes_part_in_everything(tmp_path):
     (tmp_path / "steady.py").write_text(python_blocks("python.md")[1], "utf-8")
     script = """
 import numpy as np
-from lira_jax import attacking
+from lira_jax.analysis.analyse import analyse
 from lira_jax.config import AttackConfig
 from lira_jax.score_set import ScoreSet
 rng = np.random.default_rng(0)
 half = rng.random((4, 60)) < 0.5
 keep = np.stack([half, ~half], axis=1).reshape(8, 60)
 scores = rng.normal(size=(8, 60, 3)) * np.where(keep, 0.5, 2)[..., None]
-found = attacking.analyse(ScoreSet(scores, keep, 2, "test"), AttackConfig(extra="steady:attack"))
+found = analyse(ScoreSet(scores, keep, 2, "test"), AttackConfig(extra="steady:attack"))
 entry = found.metrics["attacks"][-1]
 print(entry["name"], entry["auc"], entry["auc_ci"], "steady" in found.curves)
 """

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from lira_jax import checkpoints, run_dir
-from lira_jax.storage import names
+from lira_jax.run import checkpoints, run_dir
+from lira_jax.run.storage import names
+from tests.commands.test_command_line import EXPERIMENT, STEPS, assert_same_run
 from tests.conftest import files_of
-from tests.test_command_line import EXPERIMENT, STEPS, assert_same_run
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {"train": run_dir.CHECKPOINTS, "score": run_dir.SCORE_PARTS}

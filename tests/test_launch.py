@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 import yaml
 
-from lira_jax import shards
-from lira_jax.shards import Shard
+from lira_jax.run import shards
+from lira_jax.run.shards import Shard
 
 LAUNCH = Path(__file__).resolve().parents[1] / "launch"
 SECONDS = 30

@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.special import logsumexp
 
-from lira_jax import checkpoints, ensemble, run_dir, scoring, training
+from lira_jax import ensemble, scoring, training
+from lira_jax.candidates import build_network, candidates
 from lira_jax.config import ScoreConfig
+from lira_jax.data.views import Views, fixed_views
 from lira_jax.errors import InputError
 from lira_jax.networks import Network
+from lira_jax.run import checkpoints, run_dir
+from lira_jax.run.shards import Shard
 from lira_jax.scoring import logit_scaled, scores_of_model
-from lira_jax.shards import Shard
-from lira_jax.views import Views, fixed_views
 from tests.conftest import files_of, refusal, with_train
 from tests.precision import reordered
 
@@ -65,8 +67,8 @@ def trained(pair, tmp_path_factory):
 
 
 def variables_of(experiment, run: Path):
-    data = training.candidates(experiment)
-    network = training.build_network(experiment, data)
+    data = candidates(experiment)
+    network = build_network(experiment, data)
     (group,) = checkpoints.saved_groups(run)
     return data, network, scoring.restored(run, group, network)
 
@@ -95,7 +97,7 @@ def test_scores_are_those_of_the_saved_weights_in_evaluation_mode_view_by_view(t
 @pytest.mark.accelerator
 def test_saved_logits_are_those_of_the_identity_view(trained):
     experiment, run = trained
-    data = training.candidates(experiment)
+    data = candidates(experiment)
     logits = np.load(run / "logits.npy")
     assert logits.shape == (2, 120, 10)
     phi = np.load(run / "scores.npy")
@@ -108,7 +110,7 @@ def test_saved_logits_are_those_of_the_identity_view(trained):
 @pytest.mark.accelerator
 def test_the_scored_weights_are_the_moving_average_whose_accuracy_was_logged(trained):
     experiment, run = trained
-    data = training.candidates(experiment)
+    data = candidates(experiment)
     correct = np.load(run / "logits.npy").argmax(axis=2) == data.labels
     last = run_dir.read_log(run)[-1]
     for model in (0, 1):
@@ -565,7 +567,7 @@ def test_weights_that_give_no_finite_score_are_named(small, tmp_path):
 
 
 def test_views_that_do_not_fit_the_image_are_refused(tiny, tmp_path):
-    from lira_jax.views import check_shift
+    from lira_jax.data.views import check_shift
 
     with pytest.raises(InputError, match=r"score\.views = 162"):
         check_shift(4, (4, 4, 1), "score.views = 162")

@@ -9,21 +9,23 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lira_jax import checkpoints, ensemble, networks, run_dir, scoring, training
-from lira_jax.checkpoints import Group
+from lira_jax import ensemble, networks, scoring, training
+from lira_jax.candidates import build_network, candidates, total_steps
 from lira_jax.config import DataConfig, Experiment, NetworkConfig, TrainConfig
 from lira_jax.errors import InputError
 from lira_jax.interrupts import StopRequest
+from lira_jax.run import checkpoints, run_dir
+from lira_jax.run.checkpoints import Group
 from tests.conftest import with_train
 from tests.precision import assert_same
 
 
 def trained_weights(experiment: Experiment, run: Path) -> dict[int, np.ndarray]:
     """Every model's scored variables as one vector, read from the checkpoints."""
-    data = training.candidates(experiment)
-    network = training.build_network(experiment, data)
+    data = candidates(experiment)
+    network = build_network(experiment, data)
     weights = {}
-    steps = training.total_steps(experiment, int(data.keep[0].sum()))
+    steps = total_steps(experiment, int(data.keep[0].sum()))
     for group in checkpoints.saved_groups(run):
         assert group.step == steps
         tree = scoring.restored(run, group, network)
@@ -76,8 +78,8 @@ def test_at_full_width_weights_agree_after_20_steps(eight, alone, tmp_path):
 
 def test_models_differ_in_initial_weights_data_order_and_members(eight, alone):
     assert len({weights.tobytes() for weights in alone.values()}) == 8
-    data = training.candidates(eight)
-    network = training.build_network(eight, data)
+    data = candidates(eight)
+    network = build_network(eight, data)
     init = training.init_model(eight, network, 20, 10)
     first, second = (
         np.asarray(init(np.int32(model))["variables"]["params"]["stem"]["kernel"])
@@ -413,7 +415,7 @@ def test_the_program_compiled_ahead_is_the_one_that_runs(small, devices):
     """To the letter, so that it is found among the compiled ones; one device has two names for
     where its arrays lie."""
     experiment = with_train(small, models=2, group=2)
-    data, mesh = training.candidates(experiment), ensemble.models_mesh(jax.devices()[:devices])
+    data, mesh = candidates(experiment), ensemble.models_mesh(jax.devices()[:devices])
     on_mesh = training.programs(experiment, data, mesh)
     inputs = training.group_inputs(experiment, data.keep, Group(0, 1), mesh)
 
@@ -477,8 +479,8 @@ def test_examples_that_make_no_equal_folds_are_left_out_and_named(tiny, tmp_path
 def test_canaries_come_last_and_share_the_folds_with_the_other_examples(tiny, kind, canaries):
     """Of 120 digits, so that 126 or, with one digit left out, 126 examples make two folds."""
     config = DataConfig(limit=120, canaries=canaries, canary_kind=kind)
-    data = training.candidates(dataclasses.replace(tiny, data=config))
-    plain = training.candidates(tiny)
+    data = candidates(dataclasses.replace(tiny, data=config))
+    plain = candidates(tiny)
     ordinary = 126 - canaries
     assert (data.canaries, data.available, len(data.labels)) == (canaries, 120 + canaries, 126)
     np.testing.assert_array_equal(data.images[:ordinary], plain.images[:ordinary])
@@ -493,11 +495,11 @@ def test_too_many_folds_for_the_examples_besides_canaries_are_refused(tiny):
     data = DataConfig(limit=120, canaries=300, canary_kind="noise")
     many = with_train(dataclasses.replace(tiny, data=data), keep="1/211", models=211)
     with pytest.raises(InputError, match="120 training images and 300 canaries cannot be cut into"):
-        training.candidates(many)
+        candidates(many)
 
 
 def test_the_members_of_a_model_are_its_mask_and_nothing_else(tiny):
-    data = training.candidates(tiny)
+    data = candidates(tiny)
     from lira_jax import ensemble
 
     inputs = training.group_inputs(

@@ -23,9 +23,9 @@ from benchmarks.parts.results import Task
 from benchmarks.recipes import CIFAR_EXAMPLES, CLASSES, TOY_EXAMPLES, TOY_SIDE, recipe
 from lira_jax import ensemble, networks, scoring, tuning
 from lira_jax.config import Experiment
+from lira_jax.data.views import fixed_views
 from lira_jax.ensemble import Program
 from lira_jax.scoring import Inference
-from lira_jax.views import fixed_views
 
 Shared = tuple[jax.Array, jax.Array]
 

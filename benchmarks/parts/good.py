@@ -19,10 +19,12 @@ from benchmarks.parts import results
 from benchmarks.parts.results import Found, Task
 from benchmarks.parts.timing import Clock, in_best_way, stopped_at
 from benchmarks.recipes import recipe, training_steps
-from lira_jax import ensemble, run_dir, training
-from lira_jax.checkpoints import Group
+from lira_jax import ensemble, training
+from lira_jax.candidates import candidates, place
 from lira_jax.config import DataConfig, Experiment
 from lira_jax.interrupts import Stopped
+from lira_jax.run import run_dir
+from lira_jax.run.checkpoints import Group
 
 MODELS = 4
 # Widths, epochs, shifts and cutouts [pixels] of SpeedNet.
@@ -134,8 +136,8 @@ def _compiled_ahead(task: Task, several: list[Trial], found: Sequence[Found]) ->
     if not in_best_way(found, first[0].experiment).train.width:
         return set()  # the engine will compile what it tries
     mesh = ensemble.models_mesh(jax.devices()[:1])
-    data = training.candidates(first[0].experiment)
-    placed = training.place(data, mesh)
+    data = candidates(first[0].experiment)
+    placed = place(data, mesh)
 
     def compile_all(trial: Trial) -> None:
         experiment = in_best_way(found, trial.experiment)

@@ -16,10 +16,12 @@ from benchmarks.parts.good import of_data
 from benchmarks.parts.results import Task
 from benchmarks.parts.timing import Clock, in_best_way, stopped_at
 from benchmarks.recipes import recipe
-from lira_jax import attacking, ensemble, evaluation, run_dir, scoring, training
+from lira_jax import ensemble, evaluation, scoring, training
+from lira_jax.analysis import analyse
 from lira_jax.config import Experiment
 from lira_jax.interrupts import Stopped
-from lira_jax.shards import Shard
+from lira_jax.run import run_dir
+from lira_jax.run.shards import Shard
 
 MODELS = 256
 # Of the part's time, so much is kept for the attack.
@@ -94,13 +96,13 @@ def _attack(task: Task, experiment: Experiment, folder: Path, spent: dict[str, f
     score_set = run_dir.read_score_set(folder)
     _save_scores(task.out, score_set.scores, score_set.keep)
     with Clock() as clock:
-        metrics = attacking.attack(
+        metrics = analyse.attack(
             score_set,
             experiment.attack,
             "leave-block-out",
             folder / "attack",
             progress=False,
-            about=attacking.about_run(folder, experiment),
+            about=analyse.about_run(folder, experiment),
         )
     spent["attack"] = clock.seconds
     left_out = _pack(folder / "attack", task.out / "attack.zip")

@@ -26,8 +26,8 @@ import numpy as np
 
 from benchmarks.parts import results
 from benchmarks.parts.results import Task
-from lira_jax import checkpoints, ensemble, run_dir, scoring, training
-from lira_jax.checkpoints import Group
+from lira_jax import ensemble, scoring, training
+from lira_jax.candidates import build_network, candidates, place, total_steps
 from lira_jax.config import (
     DataConfig,
     Experiment,
@@ -37,11 +37,13 @@ from lira_jax.config import (
     TrainConfig,
     TrustConfig,
 )
-from lira_jax.label_only import querying
+from lira_jax.data.views import fixed_views
+from lira_jax.label_only import asking
 from lira_jax.networks.conv import Gradients
+from lira_jax.run import checkpoints, run_dir
+from lira_jax.run.checkpoints import Group
 from lira_jax.training import Way
-from lira_jax.trust import scoring as trust_scoring
-from lira_jax.views import fixed_views
+from lira_jax.trust import predicting as trust_scoring
 
 ROOT = Path(__file__).resolve().parents[2]
 # Largest differences of weights, and of φ, after an epoch of digits.
@@ -105,20 +107,20 @@ def trained(
     """The variables [N, …] after all epochs, and φ [N, E]."""
     with jax.default_matmul_precision(precision) if precision else contextlib.nullcontext():
         experiment = training.in_way(experiment, way)
-        data, mesh = training.candidates(experiment), ensemble.models_mesh([device])
+        data, mesh = candidates(experiment), ensemble.models_mesh([device])
         programs = training.programs(experiment, data, mesh)
         inputs = training.group_inputs(experiment, data.keep, Group(0, len(data.keep) - 1), mesh)
-        steps = training.total_steps(experiment, int(data.keep[0].sum()))
+        steps = total_steps(experiment, int(data.keep[0].sum()))
         both = (programs.begin(inputs["number"]), inputs)
         for epoch in range(experiment.train.epochs):
             bounds = [np.int32(steps // experiment.train.epochs * n) for n in (epoch, epoch + 1)]
             both = programs.advance(both, *bounds)
         variables = programs.finish(both[0])
-        network = training.build_network(experiment, data)
+        network = build_network(experiment, data)
         of_model = scoring.scores_of_model(network, fixed_views(1))
         index = np.arange(len(data.labels), dtype=np.int32)[None]
         phi, _ = ensemble.over_models(of_model, mesh, way.width)(
-            variables, index, *training.place(data, mesh)
+            variables, index, *place(data, mesh)
         )
     return [np.asarray(leaf) for leaf in jax.tree.leaves(variables)], np.asarray(phi)
 
@@ -223,8 +225,8 @@ def killed_and_continued(task: Task) -> None:
     if process.returncode != -signal.SIGKILL:
         raise RuntimeError(f"ended by itself, with {process.returncode}: {said.strip()[-200:]}")
     steps = [group.step for group in checkpoints.saved_groups(killed)]
-    data = training.candidates(experiment)
-    if max(steps) >= training.total_steps(experiment, int(data.keep[0].sum())):
+    data = candidates(experiment)
+    if max(steps) >= total_steps(experiment, int(data.keep[0].sum())):
         raise RuntimeError("was done before it was killed")
     with jax.default_matmul_precision("highest"):
         training.train(experiment, whole, jax.devices()[:1])
@@ -254,7 +256,7 @@ def same_answers(task: Task) -> None:
         shutil.copytree(trained_run, runs[name])
         with jax.default_matmul_precision("highest"):
             scoring.score(experiment, runs[name], [device])
-            querying.query(experiment, runs[name], [device])
+            asking.query(experiment, runs[name], [device])
             trust_scoring.score(experiment, runs[name], [device])
     for path in sorted(runs["card"].rglob("*.npy")):
         name = str(path.relative_to(runs["card"]))
@@ -279,7 +281,7 @@ def _tests(task: Task) -> Iterator[Callable[[], None]]:
         return
     command = [sys.executable, "-m", "pytest", "-m", "accelerator", "-vv", "--tb=line", "-p"]
     command += ["no:cacheprovider", "--continue-on-collection-errors"]
-    command += ["tests/test_views.py"] if task.toy else ["tests"]
+    command += ["tests/data/test_views.py"] if task.toy else ["tests"]
     cores = len(os.sched_getaffinity(0))
     if not task.toy and cores >= 4 and importlib.util.find_spec("xdist"):
         command += ["-n", str(min(8, cores // 2))]  # they compile most of the time

@@ -1,4 +1,4 @@
-"""Write the tables and claims of docs/label_only.md from finished runs.
+"""Write the tables and claims of docs/attacks.md from finished runs.
 
     python docs/label_only/tables.py runs/label_only
 
@@ -19,15 +19,15 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
-from lira_jax import evaluation, run_dir
-from lira_jax.attacks import label_only
-from lira_jax.attacks.label_only import Attacked
-from lira_jax.label_only import answers
+from lira_jax import evaluation
+from lira_jax.label_only import answers, attacks
 from lira_jax.label_only.answers import LabelAnswers
-from lira_jax.tables import difference_cell, percent
+from lira_jax.label_only.attacks import Attacked
+from lira_jax.report.tables import difference_cell, percent
+from lira_jax.run import run_dir
 
 HERE = Path(__file__).parent
-PAGE = HERE.parent / "label_only.md"
+PAGE = HERE.parent / "attacks.md"
 CONFIGS = HERE.parents[1] / "configs" / "label_only"
 
 # Balanced accuracy, percent: CIFAR-100 with 30,000 training points and MNIST with 1,000, each
@@ -193,7 +193,7 @@ def _attacked(run: Path) -> tuple[LabelAnswers, dict[str, Attacked]]:
     held = run_dir.read_score_set(run)
     found = answers.read(run, held)
     assert found is not None
-    return found, label_only.attack(found)[0]
+    return found, attacks.attack(found)[0]
 
 
 def _fold(found: LabelAnswers, attacked: Attacked) -> np.ndarray:
@@ -252,7 +252,7 @@ def _queries(runs: Path, found: Results) -> str:
         member = held.keep[held.sources :, : boundary.targets.shape[1]]
         fold = _fold(held, boundary)
         reference = white_box.targets >= white_box.threshold
-        for queries, attacked in label_only.by_budget(held):
+        for queries, attacked in attacks.by_budget(held):
             said = attacked.targets >= attacked.threshold
             decided = evaluation.decisions(said, member, fold)
             value, interval = evaluation.difference(said, reference, member, fold)

@@ -18,10 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from lira_jax import attacking, figures, run_dir, score_set
+from lira_jax import figures, score_set
+from lira_jax.analysis import analyse
 from lira_jax.config import AttackConfig
 from lira_jax.figures import Drawing
-from lira_jax.tables import percent
+from lira_jax.report.tables import percent
+from lira_jax.run import run_dir
 
 HERE = Path(__file__).parent
 SCORES = HERE / "cifar10_jpeg.npz"
@@ -249,7 +251,7 @@ def main() -> None:
     chosen = parser.parse_args()
     if chosen.pack is not None:
         pack(chosen.pack)
-    findings = attacking.analyse(score_set.read_npz(SCORES), AttackConfig(), progress=True)
+    findings = analyse.analyse(score_set.read_npz(SCORES), AttackConfig(), progress=True)
     for drawing in figures.draw(findings):
         if isinstance(drawing, Drawing) and drawing.name in DRAWN:
             (HERE / f"{drawing.name}.png").write_bytes(drawing.png)

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from lira_jax import compare
 from lira_jax.evaluation import mean_and_interval
-from lira_jax.tables import difference_cell, percent
+from lira_jax.report import compare
+from lira_jax.report.tables import difference_cell, percent
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "trust.md"

@@ -18,9 +18,9 @@ from jax import lax
 from jaxtyping import Array, Int32
 
 from lira_jax.config import TrainConfig
+from lira_jax.data.views import plain
 from lira_jax.networks import Network, Variables
 from lira_jax.optimization import State, evaluated_variables
-from lira_jax.views import plain
 
 # Held-out images to judge by, at most, and how many of them go through a network at once.
 IMAGES, BATCH = 1000, 100

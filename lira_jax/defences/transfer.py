@@ -21,11 +21,13 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key, UInt8
 
-from lira_jax import checkpoints, datasets, networks, run_dir
+from lira_jax import networks
 from lira_jax.config import DefenceConfig, Experiment, NetworkConfig, flatten, keep_fraction
+from lira_jax.data import datasets
 from lira_jax.errors import InputError
 from lira_jax.networks import Network, Variables, last_layer
 from lira_jax.optimization import steps_per_epoch
+from lira_jax.run import checkpoints, run_dir
 
 _KEY = "defence.transfer_from"
 

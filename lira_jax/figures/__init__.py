@@ -8,17 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from lira_jax.analysis.statistics import statistic_curves
+from lira_jax.evaluation.judging import Band, Curve
 from lira_jax.figures import budgets, histograms, label_only, roc, trust
-from lira_jax.figures.findings import (
-    Band,
-    Curve,
-    Findings,
-    LabelOnly,
-    Vulnerability,
-    statistic_curves,
-)
 from lira_jax.figures.style import STYLES, Drawing, Missing, style_of
-from lira_jax.storage import write_whole
+from lira_jax.findings import Findings, LabelOnly, Vulnerability
+from lira_jax.run.storage import write_whole
 
 __all__ = [
     "STYLES",

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from lira_jax.evaluation import FPRS
-from lira_jax.figures.findings import Findings, is_few, rate_text, telling_fpr
 from lira_jax.figures.style import IN, OUT, Drawing, Missing, figure, plain, rendered, style_of
+from lira_jax.findings import Findings, is_few, rate_text, telling_fpr
 
 _FILLED = "Filled: at least ten false positives are expected behind the rate; hollow: fewer."
 

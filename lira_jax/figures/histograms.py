@@ -13,8 +13,9 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from scipy.special import expit
 from scipy.stats import norm
 
-from lira_jax.figures.findings import ExampleMoments, Findings, example_moments, four_examples
+from lira_jax.analysis.exposure import ExampleMoments, example_moments, four_examples
 from lira_jax.figures.style import IN, ORANGE, OUT, Drawing, Missing, figure, plain, rendered
+from lira_jax.findings import Findings
 from lira_jax.score_set import ScoreSet
 
 Floats = Float[np.ndarray, " M"]

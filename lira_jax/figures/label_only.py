@@ -8,7 +8,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from lira_jax.figures.findings import Curve, Findings
+from lira_jax.evaluation.judging import Curve
 from lira_jax.figures.roc import FEW, Labelled, log_log
 from lira_jax.figures.style import (
     GREY,
@@ -20,6 +20,7 @@ from lira_jax.figures.style import (
     rendered,
     style_of,
 )
+from lira_jax.findings import Findings
 
 _BINS = 40
 _ASK = "the models were not asked: python score.py --run DIR --label-only"

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from lira_jax.evaluation import Roc
-from lira_jax.figures.findings import Band, Curve, Findings
+from lira_jax.evaluation.judging import Band, Curve
 from lira_jax.figures.style import (
     BLACK,
     BLUE,
@@ -30,6 +30,7 @@ from lira_jax.figures.style import (
     rendered,
     style_of,
 )
+from lira_jax.findings import Findings
 
 # The rows of Table I, and the figures of their own that the variants have.
 TABLE_1 = (

@@ -14,7 +14,6 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from scipy.special import logit
 
-from lira_jax.figures.findings import Findings, Trust, is_few
 from lira_jax.figures.histograms import picture
 from lira_jax.figures.style import (
     GREY,
@@ -29,6 +28,7 @@ from lira_jax.figures.style import (
     rendered,
     style_of,
 )
+from lira_jax.findings import Findings, Trust, is_few
 
 _ASK = "nothing was predicted elsewhere: python score.py --run DIR --trust"
 _COLUMNS = 3

@@ -37,9 +37,9 @@ from jaxtyping import Bool, Float32, Int32
 
 from lira_jax.config import LabelOnlyConfig
 from lira_jax.errors import InputError
-from lira_jax.run_dir import read_record
+from lira_jax.run.run_dir import read_record
+from lira_jax.run.storage import read_array
 from lira_jax.score_set import ScoreSet
-from lira_jax.storage import read_array
 
 FOLDER = "label_only"
 COMMAND = "score.py --label-only"

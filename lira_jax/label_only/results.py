@@ -9,11 +9,12 @@ import numpy as np
 from jaxtyping import Float
 
 from lira_jax import evaluation
-from lira_jax.attacks import TITLES, label_only, outliers
-from lira_jax.attacks.label_only import KINDS, Attacked
-from lira_jax.figures.findings import Curve, LabelOnly
-from lira_jax.judging import judged
+from lira_jax.attacks import TITLES, outliers
+from lira_jax.evaluation.judging import Curve, judged
+from lira_jax.findings import LabelOnly
+from lira_jax.label_only import attacks
 from lira_jax.label_only.answers import LabelAnswers
+from lira_jax.label_only.attacks import KINDS, Attacked
 
 ALL_TITLES = TITLES | {name: kind.title for name, kind in KINDS.items()}
 
@@ -45,7 +46,7 @@ def results(
 
         And what figures are drawn from.
     """
-    done, not_run = label_only.attack(answers, beside=beside)
+    done, not_run = attacks.attack(answers, beside=beside)
     entries, curves = [], {}
     for name, attacked in done.items():
         entry, curves[name] = _entry(answers, attacked, done.get("gap"))
@@ -55,7 +56,7 @@ def results(
         by_labels, key=lambda entry: float(entry["source_balanced_accuracy"]), default=None
     )
     by_budget = []
-    for queries, attacked in label_only.by_budget(answers):
+    for queries, attacked in attacks.by_budget(answers):
         entry, _ = _entry(answers, attacked, done.get("gap"))
         by_budget.append({"queries": queries} | entry)
     boundary = done.get("boundary")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float, Int32, Key, UInt8
 
-from lira_jax.views import plain
+from lira_jax.data.views import plain
 
 
 def rotated(

@@ -31,7 +31,6 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from lira_jax import datasets
 from lira_jax.config import (
     INPUT_KINDS,
     DataConfig,
@@ -41,7 +40,8 @@ from lira_jax.config import (
     other_data_sets,
     same_classes,
 )
-from lira_jax.datasets import Dataset
+from lira_jax.data import datasets
+from lira_jax.data.datasets import Dataset
 from lira_jax.errors import InputError
 
 

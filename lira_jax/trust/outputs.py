@@ -31,9 +31,9 @@ from jaxtyping import Float32, Int32, UInt8
 
 from lira_jax.config import INPUT_KINDS
 from lira_jax.errors import InputError
-from lira_jax.run_dir import Product, read_record
+from lira_jax.run.run_dir import Product, read_record
+from lira_jax.run.storage import names, read_array
 from lira_jax.score_set import ScoreSet
-from lira_jax.storage import names, read_array
 
 FOLDER = "trust"
 COMMAND = "score.py --trust"

@@ -25,11 +25,11 @@ from scipy.special import expit
 
 from lira_jax import evaluation
 from lira_jax.attacks import lira, references
-from lira_jax.attacks import trust as attacks
 from lira_jax.config import AttackConfig, temperatures
 from lira_jax.errors import InputError
-from lira_jax.figures.findings import Trust
+from lira_jax.findings import Trust
 from lira_jax.score_set import ScoreSet, logit_scaled
+from lira_jax.trust import attacks as attacks
 from lira_jax.trust import calibration
 from lira_jax.trust.outputs import Kind, Outputs
 

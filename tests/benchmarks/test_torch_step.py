@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from benchmarks.recipes import TOY_NETWORKS, recipe, training_steps
-from lira_jax import networks, optimization, views
+from lira_jax import networks, optimization
 from lira_jax.config import TrainConfig
+from lira_jax.data import views
 from tests.benchmarks.torch_weights import copy, in_torch, random_variables
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")

@@ -11,11 +11,13 @@ import pytest
 from flax import nnx
 from scipy.special import log_expit, softmax
 
-from lira_jax import checkpoints, optimization, training
+from lira_jax import optimization, training
+from lira_jax.candidates import build_network, candidates
 from lira_jax.config import DataConfig, DefenceConfig, Experiment, NetworkConfig, TrainConfig
 from lira_jax.defences import adversarial
 from lira_jax.interrupts import Stopped
 from lira_jax.networks import Network
+from lira_jax.run import checkpoints
 from tests.conftest import refusal, with_train
 from tests.test_training import StopAfter, trained_weights
 
@@ -169,8 +171,8 @@ def test_held_out_images_move_the_inference_network_and_not_the_classifier(tiny)
 
     def trained(weight: float, pick: slice) -> dict:
         experiment = of(tiny, weight)
-        data = training.candidates(experiment)
-        network = training.build_network(experiment, data)
+        data = candidates(experiment)
+        network = build_network(experiment, data)
         steps = training.steps_of_model(experiment, network, 20)
         state = training.init_model(experiment, network, 20, data.classes)(0)
         model = {"number": np.int32(0), "members": np.flatnonzero(data.keep[0]).astype(np.int32)}

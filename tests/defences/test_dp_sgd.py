@@ -15,10 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from lira_jax import attacking, run_dir, training
+from lira_jax import training
+from lira_jax.analysis import analyse
 from lira_jax.config import DefenceConfig, Experiment, NetworkConfig, TrainConfig, check
 from lira_jax.defences import dp_sgd
 from lira_jax.networks import build, layers
+from lira_jax.run import run_dir
 from tests.conftest import refusal, with_train
 from tests.test_training import trained_weights
 
@@ -344,7 +346,7 @@ def test_a_run_with_dp_sgd_is_bitwise_the_same_in_groups_and_keeps_its_epsilon(
     assert kept == pytest.approx(expected, rel=1e-5)
     said = capsys.readouterr().out
     assert said.count(f"ε = {expected:.4g} at δ = 1e-05") == 4  # announced, and at the end
-    assert "dp_epsilon" in attacking.about_run(run, experiment).versions
+    assert "dp_epsilon" in analyse.about_run(run, experiment).versions
 
 
 def test_clipping_without_noise_trains_and_says_that_epsilon_is_infinite(tiny, tmp_path):

@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lira_jax import checkpoints, ensemble, run_dir, training
+from lira_jax import ensemble, training
+from lira_jax.candidates import build_network, candidates
 from lira_jax.config import DataConfig, DefenceConfig, Experiment, TrainConfig
 from lira_jax.defences import early_stopping
 from lira_jax.interrupts import Stopped
 from lira_jax.networks import Network
+from lira_jax.run import checkpoints, run_dir
 from tests.conftest import refusal, with_train
 from tests.test_training import StopAfter, trained_weights
 
@@ -52,9 +54,9 @@ def alone(stopping, tmp_path_factory) -> Path:
 def by_epoch(stopping) -> tuple[np.ndarray, list[dict[int, np.ndarray]]]:
     """Without the defence: held-out accuracy [epochs, N], and every model's weights, by epoch."""
     experiment = undefended(stopping)
-    data = training.candidates(experiment)
-    held_out = training.candidates(stopping).held_out
-    network = training.build_network(experiment, data)
+    data = candidates(experiment)
+    held_out = candidates(stopping).held_out
+    network = build_network(experiment, data)
     mesh = ensemble.models_mesh(jax.devices()[:1])
     on_mesh = training.programs(experiment, data, mesh)
     group = checkpoints.Group(0, 3)

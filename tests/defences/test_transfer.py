@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lira_jax import checkpoints, networks, run_dir, scoring, training
+from lira_jax import networks, scoring, training
+from lira_jax.candidates import build_network, candidates
 from lira_jax.config import DataConfig, DefenceConfig, Experiment, NetworkConfig, TrainConfig
 from lira_jax.defences import transfer
 from lira_jax.interrupts import Stopped
+from lira_jax.run import checkpoints, run_dir
 from tests.conftest import refusal, with_train
 from tests.test_training import StopAfter, trained_weights
 
@@ -69,7 +71,7 @@ def onward(source) -> Experiment:
 
 def finished(run, experiment) -> dict[str, np.ndarray]:
     """The scored variables of all models of a run, in order."""
-    network = training.build_network(experiment, training.candidates(experiment))
+    network = build_network(experiment, candidates(experiment))
     parts = [
         arrays(scoring.restored(run, group, network)) for group in checkpoints.saved_groups(run)
     ]
@@ -87,8 +89,8 @@ def test_models_begin_with_model_0_of_the_source_and_a_last_layer_of_their_own(
 ):
     run, experiment = source
     onward = with_tune(onward, tune)
-    data = training.candidates(onward)
-    network = training.build_network(onward, data)
+    data = candidates(onward)
+    network = build_network(onward, data)
     initial = transfer.read(onward, network, data.images)
     expected = finished(run, experiment)
     begun = []
@@ -137,8 +139,8 @@ def test_with_tune_all_every_layer_moves(source, onward, whole):
 
 
 def test_dropout_stays_on_and_batch_statistics_stay_as_they_are(onward):
-    data = training.candidates(onward)
-    network = training.build_network(onward, data)
+    data = candidates(onward)
+    network = build_network(onward, data)
     initial = transfer.read(onward, network, data.images)
     used = transfer.begun_from(network, initial, onward.defence)
     variables = used.init(jax.random.key(0))
@@ -198,8 +200,8 @@ def test_a_run_goes_on_only_with_the_weights_it_began_with(source, onward, whole
 
 def test_classes_may_differ_in_number(onward):
     """The last layer is drawn for the classes at hand."""
-    data = training.candidates(onward)
-    network = training.build_network(onward, dataclasses.replace(data, classes=7))
+    data = candidates(onward)
+    network = build_network(onward, dataclasses.replace(data, classes=7))
     initial = transfer.read(onward, network, data.images)
     used = transfer.begun_from(network, initial, onward.defence)
     assert used.init(jax.random.key(0))["params"]["head"]["kernel"].shape == (8, 7)
@@ -250,7 +252,7 @@ def test_a_source_that_is_no_run_or_not_trained_is_refused(source, onward, tmp_p
 
     assert "holds no run" in begun(tmp_path / "nothing")
     _, experiment = source
-    data = training.candidates(experiment)
+    data = candidates(experiment)
     run_dir.prepare(
         tmp_path / "bare", experiment, data.keep, data.labels, training.versions(data.digest)
     )()

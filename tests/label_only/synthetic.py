@@ -7,8 +7,9 @@ import json
 
 import numpy as np
 
-from lira_jax import config, storage
+from lira_jax import config
 from lira_jax.label_only.answers import FOLDER, Answers, LabelAnswers
+from lira_jax.run import storage
 from lira_jax.score_set import ScoreSet, logit_scaled
 
 CHECKPOINTS = [100, 400, 1000]

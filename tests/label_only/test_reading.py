@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from lira_jax import run_dir, storage
 from lira_jax.label_only import answers
+from lira_jax.run import run_dir, storage
 from tests.conftest import refusal
 from tests.label_only import synthetic
 

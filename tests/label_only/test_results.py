@@ -12,12 +12,13 @@ import pytest
 from PIL import Image
 
 import attack
-from lira_jax import report, storage, tables, terminal
 from lira_jax.attacks import outliers
-from lira_jax.attacks.label_only import KINDS
 from lira_jax.evaluation import best_threshold, decisions
 from lira_jax.figures import Drawing, Missing, label_only
 from lira_jax.label_only import results
+from lira_jax.label_only.attacks import KINDS
+from lira_jax.report import page, tables, terminal
+from lira_jax.run import storage
 from tests import synthetic_findings
 from tests.conftest import refusal
 from tests.label_only import synthetic
@@ -155,10 +156,10 @@ def test_figures_that_were_not_asked_for_have_a_reason(found):
 
 def test_report_and_terminal_name_the_strongest_and_what_memguard_leaves(found):
     _, metrics, findings = found
-    page = report.write_report(findings, label_only.every(findings))
-    assert '<section id="label-only">' in page
-    assert page.count('id="figure-label_only') == 3
-    assert "Outliers" in page
+    html = page.write_report(findings, label_only.every(findings))
+    assert '<section id="label-only">' in html
+    assert html.count('id="figure-label_only') == 3
+    assert "Outliers" in html
     text = terminal._label_only(metrics)[0]
     assert text.startswith("Label-only, thresholds from 1 source model, 8 targets")
     assert f"{metrics['strongest']} " in text
@@ -167,7 +168,7 @@ def test_report_and_terminal_name_the_strongest_and_what_memguard_leaves(found):
 
 def test_the_report_says_how_to_ask_where_models_were_not():
     bare = synthetic_findings.findings(models=8, examples=60, names=["yeom", "lira-online"])
-    assert "score.py --run DIR --label-only" in report.write_report(bare, [])
+    assert "score.py --run DIR --label-only" in page.write_report(bare, [])
 
 
 @pytest.mark.usefixtures("sketched")

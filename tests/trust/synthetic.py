@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 
 from lira_jax.config import AttackConfig
-from lira_jax.figures import Findings
+from lira_jax.findings import Findings
 from lira_jax.score_set import ScoreSet, logit_scaled
 from lira_jax.trust import results
 from lira_jax.trust.outputs import Kind, Outputs

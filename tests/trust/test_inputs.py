@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as arrays_of
 from PIL import Image, ImageOps
 
 from lira_jax.config import TrustConfig
-from lira_jax.datasets import Dataset
+from lira_jax.data.datasets import Dataset
 from lira_jax.trust import inputs
 from lira_jax.trust.inputs import Gathered, Inputs
 from tests.conftest import refusal
@@ -333,7 +333,7 @@ def test_a_source_is_a_path_if_there_is_one_or_it_looks_like_one_else_a_name(
 
 
 def write_parquet_named(folder: Path, names: list[str]) -> str:
-    from tests.test_datasets import write_parquet
+    from tests.data.test_datasets import write_parquet
 
     write_parquet(folder / "train.parquet", images(8, 6, 6, 3), np.arange(8) % len(names), names)
     return str(folder)

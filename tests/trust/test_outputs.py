@@ -8,8 +8,8 @@ import shutil
 import numpy as np
 import pytest
 
-from lira_jax import run_dir, storage
 from lira_jax.config import INPUT_KINDS
+from lira_jax.run import run_dir, storage
 from lira_jax.trust import outputs
 from tests.conftest import refusal
 from tests.label_only.synthetic import write_run

@@ -14,10 +14,10 @@ from sklearn.metrics import roc_auc_score
 
 from lira_jax import evaluation
 from lira_jax.attacks import references, shokri
-from lira_jax.attacks import trust as attacks
 from lira_jax.config import AttackConfig
 from lira_jax.errors import InputError
 from lira_jax.score_set import logit_scaled
+from lira_jax.trust import attacks as attacks
 from lira_jax.trust import results
 from lira_jax.trust.calibration import with_temperature
 from tests.trust.synthetic import made

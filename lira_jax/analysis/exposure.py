@@ -1,0 +1,217 @@
+"""Which examples a run gives away: how exposed each is to an attack (METHODS.md, 1, figure 13).
+
+NumPy and SciPy only.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from scipy.special import betaincinv
+
+from lira_jax import evaluation
+from lira_jax.attacks.lira import MIN_RELATIVE_STD, MIN_STD
+from lira_jax.attacks.references import map_chunks
+from lira_jax.config import AttackConfig
+from lira_jax.findings import Vulnerability
+from lira_jax.score_set import ScoreSet
+
+COLUMNS = ("rank", "example", "label", "d", "mean_log_ratio_in", "mean_log_ratio_out",
+           "success", "success_lo", "success_hi", "canary")  # fmt: skip
+
+
+def exposure(
+    score_set: ScoreSet,
+    log_ratio: Float[np.ndarray, "N E"],
+    config: AttackConfig,
+) -> Vulnerability:
+    """How exposed every example is, over all models as targets.
+
+    Decisions are those of one threshold for all examples and targets, the one of largest balanced
+    accuracy on the pooled curve. The interval of `success` is Clopper and Pearson's for as many
+    trials as there are targets, or 4/(1/IN + 1/OUT) where not equally many are on each side. It is
+    wide enough for decisions that are independent; those of one example's targets share references,
+    so that without leakage up to 10 % of the examples had ½ outside it (64 models), not 5 %.
+
+    Where an example's φ do not vary on one side, σ is the floor of `attacks/lira.py`:
+    MIN_RELATIVE_STD of the σ of all φ of that side and view, and at least MIN_STD.
+
+    Args:
+        score_set: φ and masks; φ may be a memory map.
+        log_ratio: scores of an attack, higher = member; those of `lira-online` are log-ratios.
+        config: views to use.
+    """
+    keep = score_set.keep
+    threshold = evaluation.best_threshold(log_ratio, keep)
+    right_in, right_out = (keep & (log_ratio >= threshold)), (~keep & (log_ratio < threshold))
+    count_in = keep.sum(axis=0)
+    count_out = keep.shape[0] - count_in
+    share_in = right_in.sum(axis=0) / count_in
+    share_out = right_out.sum(axis=0) / count_out
+    success = (share_in + share_out) / 2
+    trials = 4 / (1 / count_in + 1 / count_out)
+    low, high = _clopper_pearson(success, trials)
+    d = privacy_score(score_set, config.queries)
+    order = np.lexsort((np.arange(d.size), -d, -success))
+    rank = np.empty(d.size, dtype=np.int64)
+    rank[order] = np.arange(1, d.size + 1)
+    return Vulnerability(
+        mean_log_ratio_in=np.sum(log_ratio, axis=0, where=keep) / count_in,
+        mean_log_ratio_out=np.sum(log_ratio, axis=0, where=~keep) / count_out,
+        success=success,
+        success_lo=low,
+        success_hi=high,
+        d=d,
+        rank=rank,
+        threshold=threshold,
+    )
+
+
+def privacy_score(score_set: ScoreSet, queries: int = 0) -> Float[np.ndarray, " E"]:
+    """Privacy score d = |μ_in − μ_out| / (σ_in + σ_out) of φ over all models, by example.
+
+    The mean over the first `queries` views (0: all). σ are unbiased, and at least the floor that
+    `exposure` states.
+    """
+    queries = queries or score_set.scores.shape[2]
+    keep = score_set.keep
+    shape = (2, score_set.scores.shape[1], queries)
+    mean, squares = np.empty(shape), np.empty(shape)
+
+    def describe(chunk: slice, scores: Float[np.ndarray, "N C Q"]) -> None:
+        for side, inside in enumerate((keep[:, chunk], ~keep[:, chunk])):
+            count = inside.sum(axis=0)[:, np.newaxis]
+            here = inside.astype(np.float64)
+            # Less the first model's: equal scores come out with a spread of exactly zero.
+            residual = scores - scores[0]
+            centre = np.einsum("nc,ncq->cq", here, residual) / count
+            residual -= centre
+            mean[side, chunk] = scores[0] + centre
+            squares[side, chunk] = np.einsum("nc,ncq,ncq->cq", here, residual, residual)
+
+    for _ in map_chunks(describe, score_set.scores, queries):
+        pass
+    count = np.stack([keep.sum(axis=0), (~keep).sum(axis=0)])[..., np.newaxis]
+    total = count.sum(axis=1, keepdims=True)
+    overall = (count * mean).sum(axis=1, keepdims=True) / total
+    spread = (squares + count * (mean - overall) ** 2).sum(axis=1, keepdims=True)
+    floor = np.maximum(MIN_RELATIVE_STD * np.sqrt(spread / np.maximum(total - 1, 1)), MIN_STD)
+    std = np.maximum(np.sqrt(squares / np.maximum(count - 1, 1)), floor)
+    return (np.abs(mean[0] - mean[1]) / (std[0] + std[1])).mean(axis=-1)
+
+
+def _clopper_pearson(
+    share: Float[np.ndarray, " E"], trials: Float[np.ndarray, " E"]
+) -> tuple[Float[np.ndarray, " E"], Float[np.ndarray, " E"]]:
+    """95 % interval of a share of so many trials, by quantiles of beta laws; [0, …] and [… , 1]."""
+    right = np.round(share * trials, 9)  # whole where trials are
+    wrong = np.round(trials - right, 9)
+    low, high = np.zeros(share.size), np.ones(share.size)
+    some, missed = right > 0, wrong > 0
+    low[some] = betaincinv(right[some], wrong[some] + 1, 0.025)
+    high[missed] = betaincinv(right[missed] + 1, wrong[missed], 0.975)
+    return low, high
+
+
+def as_csv(
+    vulnerability: Vulnerability,
+    labels: Int[np.ndarray, " E"] | None = None,
+    canary: Bool[np.ndarray, " E"] | None = None,
+) -> str:
+    """One line per example, most exposed first, under COLUMNS; label is empty without labels.
+
+    `canary` is 1 for inserted points and 0 for others.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for example in vulnerability.order:
+        writer.writerow(
+            [
+                vulnerability.rank[example],
+                example,
+                "" if labels is None else int(labels[example]),
+                *(f"{getattr(vulnerability, column)[example]:.6g}" for column in COLUMNS[3:9]),
+                0 if canary is None else int(canary[example]),
+            ]
+        )
+    return text.getvalue()
+
+
+# Examples whose moments are taken at once: 64 MiB of float64 at 256 models.
+_CHUNK = 32_768
+
+
+@dataclass(frozen=True)
+class ExampleMoments:
+    """Statistics of each example's φ over all models, identity view; NaN where too few models.
+
+    Attributes:
+        mean_in, mean_out: mean φ.
+        std_in, std_out: unbiased standard deviation of φ.
+        loss_out: mean cross-entropy loss under the models that did not train on it.
+    """
+
+    mean_in: Float[np.ndarray, " E"]
+    mean_out: Float[np.ndarray, " E"]
+    std_in: Float[np.ndarray, " E"]
+    std_out: Float[np.ndarray, " E"]
+    loss_out: Float[np.ndarray, " E"]
+
+    @property
+    def d(self) -> Float[np.ndarray, " E"]:
+        """Privacy score |μ_in − μ_out| / (σ_in + σ_out)."""
+        spread = np.maximum(self.std_in + self.std_out, MIN_STD)
+        return np.abs(self.mean_in - self.mean_out) / spread
+
+
+def example_moments(score_set: ScoreSet) -> ExampleMoments:
+    """The moments of every example's scores."""
+    columns: list[Float[np.ndarray, "5 C"]] = []
+    for start in range(0, score_set.keep.shape[1], _CHUNK):
+        chunk = slice(start, start + _CHUNK)
+        phi = np.asarray(score_set.scores[:, chunk, 0], dtype=np.float64)
+        keep = score_set.keep[:, chunk]
+        rows = []
+        for side in (keep, ~keep):
+            count = side.sum(axis=0)
+            mean = phi.sum(axis=0, where=side) / np.where(count > 0, count, np.nan)
+            squares = np.square(phi - mean).sum(axis=0, where=side)
+            rows += [mean, np.sqrt(squares / np.where(count > 1, count - 1, np.nan))]
+        loss = np.logaddexp(0.0, -phi)
+        count = (~keep).sum(axis=0)
+        rows.append(loss.sum(axis=0, where=~keep) / np.where(count > 0, count, np.nan))
+        columns.append(np.stack(rows))
+    mean_in, std_in, mean_out, std_out, loss_out = np.concatenate(columns, axis=1)
+    return ExampleMoments(mean_in, mean_out, std_in, std_out, loss_out)
+
+
+def four_examples(moments: ExampleMoments, d: Float[np.ndarray, " E"]) -> dict[str, int]:
+    """Four examples as in figure 3: easy and hard, inlier and outlier, chosen by rule.
+
+    Easy is a low mean OUT loss, an outlier has a high privacy score d. Each pick is the example
+    nearest to its corner when examples are ranked by both; fewer than four where fewer have at
+    least two models on each side.
+    """
+    usable = np.flatnonzero(np.isfinite(moments.std_in + moments.std_out + d))
+    by_loss, by_d = (_ranks(values[usable]) for values in (moments.loss_out, d))
+    picks: dict[str, int] = {}
+    corners = {
+        "easy inlier": by_loss + by_d,
+        "hard inlier": -by_loss + by_d,
+        "easy outlier": by_loss - by_d,
+        "hard outlier": -by_loss - by_d,
+    }
+    for name, distance in corners.items():
+        free = ~np.isin(usable, list(picks.values()))
+        if free.any():
+            picks[name] = int(usable[free][distance[free].argmin()])
+    return picks
+
+
+def _ranks(values: Float[np.ndarray, " E"]) -> Int[np.ndarray, " E"]:
+    return np.argsort(np.argsort(values, kind="stable"), kind="stable")

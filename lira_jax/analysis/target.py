@@ -1,0 +1,404 @@
+"""Audit of one model trained anywhere, with a run's shadow models as references. No JAX.
+
+The target's scores φ are of the same examples under the same views as the run's. Told for each
+example:
+
+- the log-ratio Λ of LiRA online with shrinkage variance, the evidence that the target trained on
+  it;
+- a p-value under OUT: how often a model that did not train on the example scores it as high. Views
+  are correlated, so that a product over views would exaggerate; this is about the mean φ of the
+  views, under Student's t of the shadow models' own mean φ (`attacks/shrinkage.py`);
+- a decision, at a stated false-positive rate: member where Λ exceeds a threshold. The threshold is
+  chosen on shadow models alone, each attacked by those outside its block; nothing of the target has
+  a part in it, so that its truth, where known, tells what the rule really reaches.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy.stats import beta, norm, rankdata
+
+from lira_jax.attacks import lira, references
+from lira_jax.attacks.thresholds import mean_score
+from lira_jax.config import AttackConfig
+from lira_jax.errors import InputError
+from lira_jax.evaluation import FEW_FALSE_POSITIVES
+from lira_jax.run.storage import write_text
+from lira_jax.score_set import ScoreSet, check, read_arrays
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model's scores on the run's examples.
+
+    Attributes:
+        scores: φ, float [E, Q], of the run's views, in their order.
+        keep: True where the target trained on the example, bool [E]; None if not known.
+        source: where the arrays came from, for messages.
+    """
+
+    scores: Float[np.ndarray, "E Q"]
+    keep: Bool[np.ndarray, " E"] | None
+    source: str
+
+
+@dataclass(frozen=True)
+class TargetAudit:
+    """What the shadow models say about a target.
+
+    Attributes:
+        source: where the target's scores came from.
+        log_ratio: Λ, higher = member, float64 [E].
+        p_value: under OUT, one-sided, of the mean φ, float64 [E].
+        decision: member by the rule, bool [E].
+        member: the truth, bool [E]; None if not known.
+        fpr: false-positive rate that the rule was to keep to, a share.
+        threshold: a log-ratio above it is decided a member.
+        models: shadow models; `references` of them IN and OUT on every example.
+        references: their counts, "in" and "out".
+        views: views used.
+        shadow: the rule on shadow models: "nonmembers", pairs of model and example that it was
+            chosen on; "fpr" and "tpr" over all of them; "fpr_range", within which 95 % of single
+            models' rates lie; "few_false_positives", whether fewer than FEW_FALSE_POSITIVES were
+            to be expected.
+        figures: of the target, where the truth is known: "members", "nonmembers", "tpr", "fpr" and
+            "auc" (None without members or non-members), each with a 95 % interval over examples,
+            "tpr_ci", …: Clopper and Pearson's, and for the AUC DeLong's.
+    """
+
+    source: str
+    log_ratio: Float[np.ndarray, " E"]
+    p_value: Float[np.ndarray, " E"]
+    decision: Bool[np.ndarray, " E"]
+    member: Bool[np.ndarray, " E"] | None
+    fpr: float
+    threshold: float
+    models: int
+    references: dict[str, int]
+    views: int
+    shadow: dict[str, Any]
+    figures: dict[str, Any] | None
+
+
+def read_target(path: Path, score_set: ScoreSet, queries: int = 0) -> Target:
+    """Read a target's scores, and its membership if the file tells.
+
+    Args:
+        path: an .npz file with `scores` [E] or [E, Q], and perhaps `keep` [E] (bool or 0/1).
+        score_set: the run's, whose examples and views the target's are.
+        queries: views that will be used; the file may hold only these. 0: all.
+
+    Raises:
+        InputError: no such file, not a readable `.npz`, an array missing, of another type, or not
+            of the run's examples and views, or a score that is NaN or infinite.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: no such file; give an .npz file with the target's `scores`")
+    arrays = read_arrays(path)
+    if "scores" not in arrays:
+        held = ", ".join(sorted(arrays)) or "nothing"
+        raise InputError(f"{path}: no array `scores` (the file holds {held}); add it")
+    keep = arrays.get("keep")
+    if keep is not None and keep.dtype.kind in "iu" and np.isin(keep, (0, 1)).all():
+        keep = keep.astype(bool)
+    scores = arrays["scores"]
+    scores = scores[:, np.newaxis] if scores.ndim == 1 else scores
+    return check_target(Target(scores, keep, str(path)), score_set, queries)
+
+
+def check_target(target: Target, score_set: ScoreSet, queries: int = 0) -> Target:
+    """Refuse a target that is not of the run's examples and views.
+
+    Returns:
+        The target, with the views that will be used.
+
+    Raises:
+        InputError: see `read_target`.
+    """
+    source, scores, keep = target.source, target.scores, target.keep
+    _, examples, views = score_set.scores.shape
+    if scores.ndim != 2 or not scores.shape[1]:
+        raise InputError(
+            f"{source}: `scores` has shape {scores.shape}; "
+            f"must be ({examples},) or ({examples}, {views}): one model's, by example and view"
+        )
+    if scores.dtype.kind != "f":
+        raise InputError(f"{source}: `scores` is {scores.dtype}; save floating-point numbers")
+    if len(scores) != examples:
+        raise InputError(
+            f"{source}: `scores` is of {len(scores)} examples, {score_set.source} of {examples}; "
+            "score the target on the run's examples, in their order"
+        )
+    given, used = scores.shape[1], queries or views
+    if given not in (used, views):
+        few = f", or use the first {given} by --attack.queries {given}" if given < used else ""
+        raise InputError(
+            f"{source}: `scores` holds {given} view{'s' * (given > 1)}, {score_set.source} "
+            f"{views}; score the target on the run's views, in their order{few}"
+        )
+    scores = scores[:, :used]
+    # As for the run's own: beyond float32's range squares would overflow.
+    usable = np.isfinite(scores) & (np.abs(scores.astype(np.float64)) <= np.finfo(np.float32).max)
+    if not usable.all():
+        example, view = np.argwhere(~usable)[0]
+        raise InputError(
+            f"{source}: `scores` is {scores[example, view]} at example {example}, view {view}; "
+            "every score must be finite: compute φ from logits"
+        )
+    if keep is not None and keep.shape != (examples,):
+        raise InputError(
+            f"{source}: `keep` has shape {keep.shape}; must be ({examples},), one per example"
+        )
+    if keep is not None and keep.dtype != np.bool_:
+        raise InputError(
+            f"{source}: `keep` is {keep.dtype}; save booleans, or 1 (trained on) and 0 (not)"
+        )
+    return dataclasses.replace(target, scores=scores)
+
+
+def audit(
+    score_set: ScoreSet,
+    target: Target,
+    config: AttackConfig,
+    fpr: float = 0.001,
+    progress: bool = True,
+) -> TargetAudit:
+    """Tell from the run's shadow models what the target trained on.
+
+    All shadow models are references. Where masks form no blocks, every example takes as many as the
+    run's own models have there, and one more: then the threshold's scores and the target's are of
+    one law, though an example with more models IN than others could use them all.
+
+    Args:
+        score_set: the run's scores and masks.
+        target: from `read_target`, or arrays.
+        config: views to use and the centre of references.
+        fpr: false-positive rate to decide at, a share in (0, 1).
+        progress: show progress bars, if standard error is a terminal.
+
+    Raises:
+        InputError: see `score_set.check`, `references.find` and `read_target`; a rate outside
+            (0, 1); more views asked for than there are.
+    """
+    check(score_set, config.queries)
+    if not 0 < fpr < 1:
+        raise InputError(f"a false-positive rate of {fpr}: give a share above 0 and below 1")
+    models = score_set.scores.shape[0]
+    target = check_target(target, score_set, config.queries)
+    rule = references.find(score_set)
+
+    def log_ratios(targets: Float[np.ndarray, "1 E Q"] | None) -> Float[np.ndarray, "T E"]:
+        return lira.likelihoods(
+            score_set, rule, config, targets=targets, variances=["-shrinkage"], progress=progress
+        )["lira-online-shrinkage"]
+
+    shadows = log_ratios(None)
+    threshold = choose_threshold(shadows[~score_set.keep], fpr)
+    log_ratio = log_ratios(target.scores[np.newaxis])[0]
+    decision = log_ratio > threshold
+    return TargetAudit(
+        source=target.source,
+        log_ratio=log_ratio,
+        p_value=_p_values(score_set, target, rule, config, progress),
+        decision=decision,
+        member=target.keep,
+        fpr=fpr,
+        threshold=threshold,
+        models=models,
+        references={"in": rule.base_in, "out": rule.base_out},
+        views=target.scores.shape[1],
+        shadow=_shadow_figures(shadows > threshold, score_set.keep, fpr),
+        figures=None if target.keep is None else _figures(log_ratio, decision, target.keep),
+    )
+
+
+def choose_threshold(nonmembers: Float[np.ndarray, " M"], fpr: float) -> float:
+    """The lowest of the scores above which at most the share `fpr` of them lies."""
+    above = int(np.floor(fpr * nonmembers.size * (1 + 1e-12)))
+    place = nonmembers.size - 1 - above
+    return float(np.partition(nonmembers, place)[place])
+
+
+def _p_values(
+    score_set: ScoreSet,
+    target: Target,
+    rule: references.References,
+    config: AttackConfig,
+    progress: bool,
+) -> Float[np.ndarray, " E"]:
+    means = dataclasses.replace(
+        score_set, scores=mean_score(score_set.scores, config.queries)[..., np.newaxis]
+    )
+    one = dataclasses.replace(config, queries=1)
+    target_mean = target.scores.mean(axis=1, dtype=np.float64)[np.newaxis, :, np.newaxis]
+    found = lira.likelihoods(
+        means, rule, one, targets=target_mean, variances=["-shrinkage"], progress=progress
+    )
+    return np.exp(-found["lira-offline-shrinkage"][0])
+
+
+def _shadow_figures(
+    decisions: Bool[np.ndarray, "N E"], keep: Bool[np.ndarray, "N E"], fpr: float
+) -> dict[str, Any]:
+    nonmembers = int((~keep).sum())
+    each = (decisions & ~keep).sum(axis=1) / (~keep).sum(axis=1)
+    return {
+        "nonmembers": nonmembers,
+        "fpr": float(decisions[~keep].mean()),
+        "fpr_range": np.quantile(each, [0.025, 0.975]).tolist(),
+        "tpr": float(decisions[keep].mean()),
+        "few_false_positives": fpr * nonmembers < FEW_FALSE_POSITIVES,
+    }
+
+
+def _figures(
+    log_ratio: Float[np.ndarray, " E"],
+    decision: Bool[np.ndarray, " E"],
+    member: Bool[np.ndarray, " E"],
+) -> dict[str, Any]:
+    figures: dict[str, Any] = {
+        "members": int(member.sum()),
+        "nonmembers": int((~member).sum()),
+    }
+    for key, chosen in (("tpr", member), ("fpr", ~member)):
+        total, found = int(chosen.sum()), int(decision[chosen].sum())
+        figures[key] = found / total if total else None
+        figures[f"{key}_ci"] = clopper_pearson(found, total) if total else None
+    figures["auc"] = figures["auc_ci"] = None
+    if 0 < member.sum() < member.size:
+        figures["auc"], figures["auc_ci"] = delong(log_ratio[member], log_ratio[~member])
+    return figures
+
+
+def clopper_pearson(found: int, total: int) -> list[float]:
+    """95 % interval of a share, from `found` of `total`; exact, so rather too wide."""
+    low = beta.ppf(0.025, found, total - found + 1) if found else 0.0
+    high = beta.ppf(0.975, found + 1, total - found) if found < total else 1.0
+    return [float(low), float(high)]
+
+
+def delong(
+    members: Float[np.ndarray, " M"], nonmembers: Float[np.ndarray, " L"]
+) -> tuple[float, list[float] | None]:
+    """AUC, and its 95 % interval over examples (DeLong, DeLong and Clarke-Pearson, 1988).
+
+    Where the classes are told apart without error its variance is zero; the other end is then
+    Clopper and Pearson's for as many pairs as have no example in common. None with fewer than two
+    of a kind.
+    """
+    count, others = len(members), len(nonmembers)
+    ranks = rankdata(np.concatenate([members, nonmembers]))
+    # Share of the other kind that each is on the right side of; a tie counts half.
+    above = (ranks[:count] - rankdata(members)) / others
+    below = 1 - (ranks[count:] - rankdata(nonmembers)) / count
+    auc = float(above.mean())
+    pairs = min(count, others)
+    if pairs < 2:
+        return auc, None
+    if auc in (0.0, 1.0):
+        return auc, clopper_pearson(int(auc) * pairs, pairs)
+    error = np.sqrt(above.var(ddof=1) / count + below.var(ddof=1) / others)
+    low, high = auc + norm.ppf([0.025, 0.975]) * error
+    return auc, [float(max(low, 0.0)), float(min(high, 1.0))]
+
+
+def write(audit: TargetAudit, out: Path) -> None:
+    """Write `target.csv` and `target.json` into a folder, which is made if missing.
+
+    `target.csv` has a line per example, most suspicious first: the highest log-ratio, and of equal
+    ones the first in the run. `target.json` has all the rest.
+
+    Raises:
+        InputError: a folder that cannot be made or written.
+    """
+    order = np.argsort(-audit.log_ratio, kind="stable")
+    columns = {
+        "example": order,
+        "log_ratio": audit.log_ratio[order],
+        "p_value": audit.p_value[order],
+        "member_decision": audit.decision[order].astype(int),
+    }
+    if audit.member is not None:
+        columns["member"] = audit.member[order].astype(int)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
+    write_text(out / "target.csv", text.getvalue())
+    write_text(
+        out / "target.json",
+        json.dumps(as_json(audit), indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+    )
+
+
+def as_json(audit: TargetAudit) -> dict[str, Any]:
+    """What `target.json` holds; all rates are shares in [0, 1]."""
+    return {
+        "schema": 1,
+        "target": audit.source,
+        "attack": "lira-online-shrinkage",
+        "examples": audit.log_ratio.size,
+        "views": audit.views,
+        "models": audit.models,
+        "references": audit.references,
+        "fpr": audit.fpr,
+        "threshold": audit.threshold,
+        "shadow": audit.shadow,
+        "decided_members": int(audit.decision.sum()),
+        "p_value_at_most_fpr": int((audit.p_value <= audit.fpr).sum()),
+        "figures": audit.figures,
+    }
+
+
+def summary(audit: TargetAudit) -> str:
+    """What the terminal shows: decisions, what they rest on, and, if known, how true they are."""
+    shadow, examples = audit.shadow, audit.log_ratio.size
+    counts = audit.references
+    decided, low_p = int(audit.decision.sum()), int((audit.p_value <= audit.fpr).sum())
+    low, high = shadow["fpr_range"]
+    lines = [
+        f"{audit.source}: {examples:,} examples, {audit.views} view{'s' * (audit.views > 1)}, "
+        f"against {audit.models} shadow models ({counts['in']} IN and {counts['out']} OUT "
+        "references).",
+        f"Decided to be members at a false-positive rate of {_percent(audit.fpr)} %: {decided:,} "
+        f"(log-ratio above {audit.threshold:.3g}).",
+        f"The same rule on shadow models: FPR {_percent(shadow['fpr'])} % (single models "
+        f"{_percent(low)}–{_percent(high)}), TPR {_percent(shadow['tpr'])} %.",
+        f"p-value at most {audit.fpr:g}: {low_p:,} examples, where {audit.fpr * examples:,.3g} "
+        "would be expected had it trained on none.",
+    ]
+    if shadow["few_false_positives"]:
+        lines.append(
+            f"The threshold rests on fewer than {FEW_FALSE_POSITIVES} expected false positives: "
+            "add models or examples, or decide at a higher rate."
+        )
+    if audit.figures is not None:
+        figures = audit.figures
+        parts = [
+            f"{key.upper()} {_percent(figures[key])}{_interval(figures[f'{key}_ci'])} %"
+            for key in ("tpr", "fpr", "auc")
+            if figures[key] is not None
+        ]
+        lines.append(
+            f"In truth, on {figures['members']:,} members and {figures['nonmembers']:,} "
+            f"non-members: {', '.join(parts)} (95 % interval over examples)."
+        )
+    return "\n".join(lines)
+
+
+def _interval(interval: list[float] | None) -> str:
+    return "" if interval is None else f" ({_percent(interval[0])}–{_percent(interval[1])})"
+
+
+def _percent(share: float) -> str:
+    """Three digits that count; a bare 0 for none."""
+    return f"{100 * share:.3g}"
