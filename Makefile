@@ -3,6 +3,8 @@
 # make accelerator DATA=FOLDER   all there is to measure on one GPU or TPU, in MINUTES=9
 # make faults training and scoring killed 20 times each, and every other fault
 # make lint   ruff; make types: mypy
+# make docs   the site of docs/, in site/
+# make wheel  what is uploaded, in dist/, tried where nothing else is installed
 #
 # PYTHON=python3.12 picks the interpreter, CUDA=12 or CUDA=13 a GPU build of JAX,
 # VENV=DIR another place for the virtual environment.
@@ -22,7 +24,7 @@ DATA ?=
 MINUTES ?= 9
 OUT ?= runs/accelerator
 
-.PHONY: demo test accelerator faults lint types clean
+.PHONY: demo test accelerator faults lint types docs wheel clean
 
 demo: $(STAMP)
 	$(BIN)/python train.py configs/digits.toml --run $(RUN)
@@ -37,7 +39,7 @@ accelerator: $(STAMP)
 	$(BIN)/python benchmarks/one_accelerator.py --minutes $(MINUTES) --data "$(DATA)" --out "$(OUT)"
 
 faults: $(STAMP)
-	LIRA_JAX_KILLS=20 $(BIN)/python -m pytest tests/test_faults.py
+	LIRA_JAX_KILLS=20 $(BIN)/python -m pytest tests/commands/test_faults.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -45,6 +47,15 @@ lint: $(STAMP)
 
 types: $(STAMP)
 	$(BIN)/mypy
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+wheel: $(STAMP)
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python tests/try_wheel.py dist/*.whl constraints.txt
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(VERSION)" || { echo "error: $(PYTHON) does not run; set PYTHON=" >&2; exit 2; }
@@ -56,4 +67,4 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) runs/digits
+	rm -rf $(VENV) runs/digits dist site

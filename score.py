@@ -1,76 +1,7 @@
-"""Stage 2 on the command line: score every example under every shadow model, and on request ask
-models for labels, or about inputs that no model trained on."""
+"""Stage 2 from a clone of the repository; `pip install .` installs it as `lira-jax score`."""
 
-from __future__ import annotations
-
-import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Annotated
-
-import tyro
-
-from lira_jax import config
-from lira_jax.commands.parsing import parse, run_stage, value_of, with_value
-from lira_jax.config import LabelOnlyConfig, ScoreConfig, TrustConfig
-from lira_jax.run import run_dir
-from lira_jax.run.storage import as_path
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """The arguments of this script.
-
-    Attributes:
-        run: Run directory whose models are trained; scoring left unfinished is continued.
-        ask: Also ask the models for labels alone, as [label_only] says, for the label-only
-            attacks; --label-only is short for --label-only True. Scores come first where they
-            are missing. A shard is then a share of the examples, too.
-        trust_asked: Also predict inputs from elsewhere, as [trust] says, with and without a Laplace
-            approximation; --trust is short for --trust True. Scores come first where they are
-            missing.
-        shard: Share of the models to score, as for train.py.
-        repair: Score models anew whose scores are damaged.
-    """
-
-    run: str
-    ask: Annotated[bool, tyro.conf.arg(name="label_only")] = False
-    trust_asked: Annotated[bool, tyro.conf.arg(name="trust")] = False
-    score: ScoreConfig = field(default_factory=ScoreConfig)
-    label_only: LabelOnlyConfig = field(default_factory=LabelOnlyConfig)
-    trust: TrustConfig = field(default_factory=TrustConfig)
-    shard: str = "0/1"
-    repair: bool = False
-
-
-def main(arguments: Sequence[str]) -> None:
-    for flag in ("--label-only", "--label_only", "--trust"):
-        arguments = with_value(flag, arguments)
-    run = value_of("--run", arguments)
-    experiment = run_dir.read_config(as_path(run)) if run is not None else config.Experiment()
-    default = Arguments(
-        tyro.MISSING,
-        score=experiment.score,
-        label_only=experiment.label_only,
-        trust=experiment.trust,
-    )
-    text = "Score every example under every shadow model of a run."
-    parsed = parse(Arguments, default, text, arguments)
-
-    from lira_jax import ensemble, scoring  # JAX starts slowly; --help need not wait for it
-    from lira_jax.label_only import asking
-    from lira_jax.trust import predicting as trust_scoring
-
-    shard = ensemble.set_up(parsed.shard)
-    experiment = config.check(
-        dataclasses.replace(
-            experiment, score=parsed.score, label_only=parsed.label_only, trust=parsed.trust
-        )
-    )
-    stages = [(parsed.ask, asking.query), (parsed.trust_asked, trust_scoring.score)]
-    for stage in [stage for asked, stage in stages if asked] or [scoring.score]:
-        stage(experiment, as_path(parsed.run), shard=shard, repair=parsed.repair)
-
+from lira_jax.commands.parsing import run_stage
+from lira_jax.commands.score import main
 
 if __name__ == "__main__":
     run_stage(main)

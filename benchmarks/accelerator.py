@@ -59,11 +59,10 @@ from benchmarks.recipes import (
     TOY_EXAMPLES,
     TOY_SIDE,
     plans_of,
-    training_steps,
 )
 from benchmarks.recipes import TOY_NETWORKS as TOY_NETWORKS
 from benchmarks.recipes import recipe as recipe
-from lira_jax import ensemble, networks, training
+from lira_jax import ensemble, networks, shadow_models
 from lira_jax.config import Experiment
 from lira_jax.networks.conv import CONV_GRADIENTS, Gradients
 
@@ -202,13 +201,13 @@ def prepare(
         conv_gradients=row.gradients,
     )
     advance: Any = ensemble.over_models(
-        training.steps_of_model(experiment, network, steps), mesh, row.width, donate=True
+        shadow_models.steps_of_model(experiment, network, steps), mesh, row.width, donate=True
     )
     inputs = {
         "number": np.arange(models, dtype=np.int32),
         "members": random.integers(len(shared[0]), size=(models, members), dtype=np.int32),
     }
-    init = training.init_model(experiment, network, steps, CLASSES)
+    init = shadow_models.init_model(experiment, network, steps, CLASSES)
     states_like = jax.eval_shape(jax.vmap(init), inputs["number"])
     like = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(
@@ -298,7 +297,7 @@ def sweep(
         compiling = {row: pool.submit(compiled, row) for row in waiting}
     image_shape = image_shape_of(shared)
     flops = 3 * train.batch_size * forward_flops(experiment.network, image_shape, CLASSES)
-    total_steps = training_steps(experiment, members)
+    total_steps = experiment.train.total_steps(members)
     for row in waiting:
         try:
             # Its models leave the device before the next ones come.

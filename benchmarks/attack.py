@@ -42,7 +42,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from scipy.stats import norm
 
-from lira_jax.analysis import analyse
+from lira_jax import attacking
 from lira_jax.attacks import ATTACKS, lira, references
 from lira_jax.config import AttackConfig
 from lira_jax.data import membership
@@ -149,7 +149,7 @@ def measure(task: str, folder: Path, pairs: int, seed: int) -> dict[str, float]:
             family.attack(score_set, rule, AttackConfig(), False)
             found[f"seconds of {name}"] = time.perf_counter() - begin
     elif task == "stage":
-        metrics = analyse.attack(
+        metrics = attacking.attack(
             score_set, AttackConfig(), "leave-block-out", folder / "attack", progress=False
         )
     else:

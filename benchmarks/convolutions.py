@@ -28,7 +28,7 @@ import tyro
 
 from lira_jax.networks import conv, winograd
 
-STRIDES, PADDING = (1, 1), ((1, 1), (1, 1))
+OPTIONS = conv.Options((1, 1), ((1, 1), (1, 1)))
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,11 @@ def ways(x: Any, w: Any, dy: Any) -> dict[str, list[Callable[[], Any]]]:
         ],
         "input gradient": [
             call(lambda dy, w: winograd.input_gradient(dy, w, None), dy, w),
-            call(lambda dy, w: conv._input_gradient(dy, w, size, STRIDES, PADDING, None), dy, w),
+            call(lambda dy, w: conv._input_gradient(dy, w, size, OPTIONS), dy, w),
         ],
         "weight gradient": [
             call(lambda x, dy: winograd.weight_gradient(x, dy, None), x, dy),
-            call(lambda x, dy: conv._weight_gradient(x, dy, (3, 3), STRIDES, PADDING, None), x, dy),
+            call(lambda x, dy: conv._weight_gradient(x, dy, (3, 3), OPTIONS), x, dy),
         ],
     }
     try:

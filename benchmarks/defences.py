@@ -33,8 +33,8 @@ import hardware
 import jax
 import numpy as np
 
-from lira_jax import config, ensemble, training
-from lira_jax.candidates import Candidates, build_network, total_steps
+from lira_jax import config, ensemble, shadow_models
+from lira_jax.candidates import Candidates, build_network
 from lira_jax.config import DefenceConfig, Experiment, NetworkConfig, TrainConfig
 from lira_jax.networks import last_layer
 from lira_jax.run.checkpoints import Group
@@ -100,11 +100,11 @@ def epochs_of(experiment: Experiment, data: Candidates) -> Callable[[], float]:
         network = build_network(experiment, data)
         initial = jax.device_get(jax.jit(network.init)(jax.random.key(0)))
         del initial["params"][last_layer(initial, experiment.network.arch, "defence.transfer_from")]
-    on_mesh = training.programs(experiment, data, mesh, initial)
-    inputs = training.group_inputs(experiment, data.keep, Group(0, models - 1), mesh)
+    on_mesh = shadow_models.programs(experiment, data, mesh, initial)
+    inputs = shadow_models.group_inputs(experiment, data.keep, Group(0, models - 1), mesh)
     both = on_mesh.begin(inputs["number"]), inputs
     members = int(data.keep[0].sum())
-    steps, epoch = total_steps(experiment, members) // experiment.train.epochs, 0
+    steps, epoch = experiment.train.steps_per_epoch(members), 0
 
     def run() -> float:
         nonlocal both, epoch

@@ -37,9 +37,9 @@ from pathlib import Path
 import hardware
 import numpy as np
 
-from lira_jax import config
+from lira_jax import config_file
 from lira_jax.config import DataConfig
-from lira_jax.run import run_dir
+from lira_jax.run import run_dir, score_files
 
 ROOT = Path(__file__).resolve().parents[1]
 CASES = {"digits": ("configs/digits.toml", 8), "cifar10_cpu": ("configs/cifar10_cpu.toml", 4)}
@@ -84,7 +84,7 @@ def lira_jax(options: list[str], epochs: int, environment: dict[str, str]) -> Re
         command = ["train.py", *options, "--run", str(run)]
         seconds, cpu, _ = timed(command, environment)
         timed(["score.py", "--run", str(run), "--score.views", "1"], environment)
-        found = run_dir.read_score_set(run)
+        found = score_files.read_score_set(run)
         assert found.logits is not None
         right = np.argmax(found.logits, axis=2) == found.labels
         # The first epoch of the process compiles; the median leaves it out.
@@ -122,7 +122,7 @@ def warm_data(data: DataConfig, cache: Path) -> dict[str, str]:
     """An environment whose cache folder holds the decoded images of `data` and nothing else."""
     environment = os.environ | {"XDG_CACHE_HOME": str(cache), "PYTHONPATH": str(ROOT)}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
-    code = "import sys; from lira_jax import config, datasets; "
+    code = "import sys; from lira_jax import config; from lira_jax.data import datasets; "
     code += "datasets.load(config.DataConfig(sys.argv[1], sys.argv[2]))"
     timed(["-c", code, data.name, data.path], environment)
     return environment
@@ -132,7 +132,7 @@ def report(case: str, options: argparse.Namespace) -> None:
     """Train with both programs in turn, and print their table."""
     file, count = CASES[case]
     models = options.models or count
-    experiment = config.load(ROOT / file)
+    experiment = config_file.load(ROOT / file)
     epochs = options.epochs or experiment.train.epochs
     data = experiment.data
     if case == "cifar10_cpu" and options.cifar:

@@ -25,8 +25,10 @@ float16 scores of two views and masks, below 16 MB each. A kill loses what is in
 one check, one stage. A part that fails is named, and the others go on; the exit code is then 1.
 
 Of third parties this needs jax, flax, optax, numpy, scipy, scikit-learn, matplotlib, pyarrow,
-pillow, jaxtyping and tqdm; pytest with hypothesis, and PyTorch, where their parts are wanted. No
-network.
+pillow, jaxtyping, tqdm, jinja2, platformdirs and tomli_w; pytest with hypothesis, and PyTorch,
+where their parts are wanted. No network: what a machine lacks of the last three, which are pure
+Python, can be brought along (`pip install --target FOLDER tomli_w platformdirs jinja2`, and then
+PYTHONPATH=FOLDER).
 """
 
 from __future__ import annotations

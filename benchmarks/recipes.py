@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from lira_jax import config
+from lira_jax import config, config_file
 from lira_jax.config import Experiment, NetworkConfig
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -30,7 +30,7 @@ def recipe(
     case: str, dtype: Literal["float32", "bfloat16"], batch: int, toy: bool
 ) -> tuple[Experiment, int]:
     """The experiment of a case and the members of each of its models."""
-    experiment = config.load(CONFIGS / CASES[case])
+    experiment = config_file.load(CONFIGS / CASES[case])
     kept, folds = config.keep_fraction(experiment.train.keep)
     members = (experiment.data.limit or CIFAR_EXAMPLES) // folds * kept
     train = dataclasses.replace(
@@ -38,11 +38,6 @@ def recipe(
     )
     network = TOY_NETWORKS[case] if toy else experiment.network
     return dataclasses.replace(experiment, train=train, network=network), members
-
-
-def training_steps(experiment: Experiment, members: int) -> int:
-    """Of one model's whole training: of each shuffle of its members, the whole batches."""
-    return members // experiment.train.batch_size * experiment.train.epochs
 
 
 def plans_of(

@@ -30,7 +30,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from lira_jax import ensemble, networks, scoring
+from lira_jax import ensemble, inference, networks, scoring
 from lira_jax.config import NetworkConfig
 from lira_jax.data.views import fixed_views
 from lira_jax.networks import Network
@@ -60,7 +60,7 @@ def score_pass(
     """Scoring of all views of so many examples that they are `images` or a dispatch, as score.py
     does it; variables [G, …] of one model per device."""
     batch = ensemble.score_batch(0, views, mesh)
-    steps = max(1, min(scoring.DISPATCH, images // views) // batch)
+    steps = max(1, min(inference.DISPATCH, images // views) // batch)
     dispatches = max(1, images // (steps * batch * views))
     examples = dispatches * steps * batch
     random = np.random.default_rng(0)

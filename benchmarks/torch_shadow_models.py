@@ -26,7 +26,7 @@ import torch_networks
 from torch import Tensor, nn
 from torch_training import Trainer
 
-from lira_jax import config
+from lira_jax import config, config_file
 from lira_jax.config import Experiment
 from lira_jax.data import datasets, membership
 
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="default the config's")
     parser.add_argument("--path", default="", help="in place of the config's data.path")
     options = parser.parse_args()
-    experiment = config.load(options.config)
+    experiment = config_file.load(options.config)
     recipe = experiment.train
     wanted = (experiment.network.arch, recipe.optimizer, recipe.schedule, recipe.dtype)
     if wanted != ("resnet", "momentum", "paper", "float32") or not recipe.ema:

@@ -51,7 +51,6 @@ from benchmarks.recipes import (
     TOY_EXAMPLES,
     TOY_SIDE,
     plans_of,
-    training_steps,
 )
 from benchmarks.torch_training import Trainer
 from lira_jax.config import Experiment, TrainConfig
@@ -302,7 +301,7 @@ def attempt(
     elif time.monotonic() >= deadline:
         error = f"left out, {args.seconds:g} s are over"
     else:
-        total_steps = training_steps(experiment, members)
+        total_steps = experiment.train.total_steps(members)
         try:
             return measure(blank, experiment, total_steps, shared, args, deadline)
         except torch.OutOfMemoryError:

@@ -5,8 +5,8 @@
 
 For each case (network/batch), on all CPU cores given to the process:
 
-- engine: `training.programs` as `train.py` runs it, one model per host device at the default width;
-  shuffle, gather, optimiser, moving average and log included, augmentation off;
+- engine: `shadow_models.programs` as `train.py` runs it, one model per host device at the default
+  width; shuffle, gather, optimiser, moving average and log included, augmentation off;
 - Python loop: the same step function jitted and called for one model at a time, with Flax's own
   layers, as people write it;
 - vmap: that step vectorised over models (their convolutions become one grouped convolution);
@@ -42,8 +42,8 @@ from flax import nnx
 from jax import lax
 
 from benchmarks.flops import forward_flops
-from lira_jax import ensemble, networks, optimization, training
-from lira_jax.candidates import Candidates, total_steps
+from lira_jax import ensemble, networks, optimization, shadow_models
+from lira_jax.candidates import Candidates
 from lira_jax.config import Experiment, NetworkConfig, TrainConfig
 from lira_jax.data.views import plain
 from lira_jax.networks import Network, layers
@@ -146,8 +146,8 @@ def engine(case: Case, steps: int) -> Rounds:
     models = ensemble.group_size(0, mesh)
     experiment = experiment_of(case, models)
     data = synthetic(case, models, steps)
-    on_mesh = training.programs(experiment, data, mesh)
-    inputs = training.group_inputs(experiment, data.keep, Group(0, models - 1), mesh)
+    on_mesh = shadow_models.programs(experiment, data, mesh)
+    inputs = shadow_models.group_inputs(experiment, data.keep, Group(0, models - 1), mesh)
     held = [(on_mesh.begin(inputs["number"]), inputs)]
 
     def run() -> float:
@@ -165,7 +165,7 @@ def python_loop(case: Case, steps: int, models: int = 0) -> Rounds:
     network = ordinary_network(case)
     experiment = experiment_of(case, 2)
     data = synthetic(case, 1, steps)
-    total = total_steps(experiment, int(data.keep[0].sum()))
+    total = experiment.train.total_steps(int(data.keep[0].sum()))
     train_step = optimization.train_step(network, experiment.train, total)
     images, labels = jnp.asarray(data.images), jnp.asarray(data.labels)
 

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int32, UInt8
 
-from lira_jax import ensemble, networks, optimization
+from lira_jax import ensemble, networks
 from lira_jax.config import Experiment, check, keep_fraction
 from lira_jax.data import datasets, membership
 from lira_jax.data.datasets import Dataset
@@ -61,11 +61,11 @@ def candidates(experiment: Experiment) -> Candidates:
     check(experiment)
     data: Dataset = datasets.load(experiment.data, experiment.seed)
     kept_folds, block = keep_fraction(experiment.train.keep)
-    images, labels = datasets.candidates(data, block)
+    images, labels = datasets.in_equal_folds(data, block)
     keep = membership.blocked_masks(
         experiment.seed, experiment.train.models, len(labels), kept_folds, block
     )
-    found = Candidates(
+    examples = Candidates(
         images=images,
         labels=labels,
         classes=len(data.classes),
@@ -81,13 +81,13 @@ def candidates(experiment: Experiment) -> Candidates:
             f"train.batch_size = {experiment.train.batch_size}: each model has only {members} "
             "training examples; give a smaller batch"
         )
-    check_shift(experiment.train.shift, found.image_shape, "train.shift")
-    if experiment.train.cutout > min(found.image_shape[:2]):
+    check_shift(experiment.train.shift, examples.image_shape, "train.shift")
+    if experiment.train.cutout > min(examples.image_shape[:2]):
         raise InputError(
             f"train.cutout = {experiment.train.cutout}: larger than images of "
-            f"{found.image_shape[0]}×{found.image_shape[1]}"
+            f"{examples.image_shape[0]}×{examples.image_shape[1]}"
         )
-    return found
+    return examples
 
 
 def _held_out(experiment: Experiment, data: Dataset) -> tuple[np.ndarray, np.ndarray] | None:
@@ -103,12 +103,6 @@ def _held_out(experiment: Experiment, data: Dataset) -> tuple[np.ndarray, np.nda
     if defence.early_stopping or defence.adversarial:
         return data.x_held_out, data.y_held_out
     return None
-
-
-def total_steps(experiment: Experiment, members: int) -> int:
-    """Optimiser steps of one model."""
-    per_epoch = optimization.steps_per_epoch(members, experiment.train.batch_size)
-    return per_epoch * experiment.train.epochs
 
 
 def build_network(experiment: Experiment, data: Candidates) -> Network:

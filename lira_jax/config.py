@@ -1,28 +1,47 @@
-"""The experiment as frozen dataclasses: TOML in, TOML out.
+"""The experiment as frozen dataclasses, with the limits of each field beside it.
 
-The `Attributes:` blocks are also the text of `--help`, so each names its unit.
+The `Attributes:` blocks are also the text of `--help`, so each names its unit. Files are read and
+written by `config_file`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import json
 import math
 import re
-import tomllib
-import types
-import typing
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
-from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from lira_jax.errors import InputError
+from lira_jax.fields import Limits, as_text, as_tuple, fields_of, refusal
+
+Whole = Annotated[int, Limits(least=0)]
+Count = Annotated[int, Limits(least=1)]
+NotNegative = Annotated[float, Limits(least=0)]
+Positive = Annotated[float, Limits(above=0)]
+Share = Annotated[float, Limits(least=0, below=1)]
+Rate = Annotated[float, Limits(above=0, below=1)]
+# What `trust.inputs` may name.
+InputKind = Literal["test", "permuted", "scaled", "left_out", "uniform", "gaussian"]
+INPUT_KINDS: tuple[InputKind, ...] = get_args(InputKind)
+
+
+class _Section:
+    """A section of the experiment. Its lists may be given as text with commas too, as the command
+    line and the TOML files of older runs have them; a wrong entry raises InputError."""
+
+    def __post_init__(self) -> None:
+        for key, declared in fields_of(type(self)).items():
+            if declared.entry is not None:
+                name = f"{_name_of(type(self))}.{key}"
+                entries = as_tuple(name, getattr(self, key), declared.entry)
+                object.__setattr__(self, key, entries)
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(_Section):
     """Images and labels whose membership is in question.
 
     Attributes:
@@ -35,9 +54,9 @@ class DataConfig:
         skip: Leave the first this many training images out [images], as when another run, from
             which weights are transferred, was trained on these.
         limit: Of the others, take the first this many training images [images]; 0 takes all.
-        leave_out: Classes whose images are left out before anything else, by name or number with
-            commas, such as `ship, truck`: the others are numbered anew, and what was left out is
-            an input that no model knows the class of (see [trust]).
+        leave_out: Classes whose images are left out before anything else, by name or number, such
+            as `["ship", "truck"]`: the others are numbered anew, and what was left out is an input
+            that no model knows the class of (see [trust]).
         canaries: Points to insert at the end of the examples, each in the training set of some
             models like any other; attacks on them are reported apart [images].
         canary_kind: `mislabelled`: images with a wrong label, drawn from the test split if it has
@@ -48,15 +67,15 @@ class DataConfig:
 
     name: str = "digits"
     path: str = ""
-    skip: int = 0
-    limit: int = 0
-    leave_out: str = ""
-    canaries: int = 0
+    skip: Whole = 0
+    limit: Whole = 0
+    leave_out: tuple[str, ...] = ()
+    canaries: Whole = 0
     canary_kind: Literal["mislabelled", "noise"] = "mislabelled"
 
 
 @dataclass(frozen=True)
-class NetworkConfig:
+class NetworkConfig(_Section):
     """The architecture that every model shares.
 
     Attributes:
@@ -71,13 +90,13 @@ class NetworkConfig:
     """
 
     arch: str = "resnet"
-    depth: int = 8
-    width: int = 16
+    depth: Count = 8
+    width: Count = 16
     norm: Literal["batch", "group"] = "batch"
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(_Section):
     """Shadow training: how many models, on what share of the examples, and how.
 
     Attributes:
@@ -115,30 +134,38 @@ class TrainConfig:
             rounding.
     """
 
-    models: int = 64
+    models: Count = 64
     keep: str = "1/2"
-    epochs: int = 100
-    batch_size: int = 256
+    epochs: Count = 100
+    batch_size: Count = 256
     optimizer: Literal["momentum", "nesterov", "sgd", "adam"] = "momentum"
-    learning_rate: float = 0.1
+    learning_rate: Positive = 0.1
     schedule: Literal["paper", "one_cycle", "constant"] = "paper"
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    label_smoothing: float = 0.0
-    ema: float = 0.999
+    momentum: Share = 0.9
+    weight_decay: NotNegative = 5e-4
+    label_smoothing: Share = 0.0
+    ema: Share = 0.999
     mirror: bool = True
-    shift: int = 4
-    cutout: int = 0
+    shift: Whole = 4
+    cutout: Whole = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
-    eval_examples: int = 256
-    checkpoint_minutes: float = 5.0
-    group: int = 0
-    width: int = 0
+    eval_examples: Count = 256
+    checkpoint_minutes: NotNegative = 5.0
+    group: Whole = 0
+    width: Whole = 0
     conv_gradients: Literal["auto", "vmap", "grouped"] = "auto"
+
+    def steps_per_epoch(self, members: int) -> int:
+        """Whole batches in a model's own examples; the remainder of each shuffle is left out."""
+        return members // self.batch_size
+
+    def total_steps(self, members: int) -> int:
+        """Optimiser steps of one model."""
+        return self.steps_per_epoch(members) * self.epochs
 
 
 @dataclass(frozen=True)
-class DefenceConfig:
+class DefenceConfig(_Section):
     """Defences in training, which combine freely. L2 is train.weight_decay, augmentation is
     train.mirror, train.shift and train.cutout, and MemGuard, a defence at serving time, is
     score.memguard.
@@ -159,19 +186,19 @@ class DefenceConfig:
         dp_delta: DP-SGD: δ for which ε is reported.
     """
 
-    dropout: float = 0.0
-    l1: float = 0.0
-    early_stopping: int = 0
+    dropout: Share = 0.0
+    l1: NotNegative = 0.0
+    early_stopping: Whole = 0
     transfer_from: str = ""
     transfer_tune: Literal["all", "last"] = "all"
-    adversarial: float = 0.0
-    dp_clip: float = 0.0
-    dp_noise: float = 0.0
-    dp_delta: float = 1e-5
+    adversarial: NotNegative = 0.0
+    dp_clip: NotNegative = 0.0
+    dp_noise: NotNegative = 0.0
+    dp_delta: Rate = 1e-5
 
 
 @dataclass(frozen=True)
-class ScoreConfig:
+class ScoreConfig(_Section):
     """Inference of every model on every example.
 
     Attributes:
@@ -192,18 +219,18 @@ class ScoreConfig:
     """
 
     views: Literal[1, 2, 18, 162] = 18
-    batch_size: int = 0
-    noisy_queries: int = 0
-    noise: float = 0.02
+    batch_size: Whole = 0
+    noisy_queries: Whole = 0
+    noise: Positive = 0.02
     gradient_norm: bool = False
     memguard: bool = False
 
 
 @dataclass(frozen=True)
-class LabelOnlyConfig:
+class LabelOnlyConfig(_Section):
     """Queries of live models that answer with a label alone: `score.py --label-only`.
 
-    Lists are text with commas; models may be ranges, such as `0, 2-5`. An empty list makes nothing.
+    Models may be ranges, such as `[0, "2-5"]`. An empty list makes nothing.
     Distances and noise are in units of images in [0, 1], half those of the network's input.
 
     Attributes:
@@ -228,24 +255,24 @@ class LabelOnlyConfig:
         features: Also keep the last layer's inputs under the source models, which tell outliers.
     """
 
-    sources: str = "0"
-    targets: str = ""
-    examples: int = 0
-    rotations: str = "1, 4, 8"
-    translations: str = "1, 2"
-    noise: str = "0.02, 0.05, 0.1"
-    flips: str = ""
-    copies: int = 50
-    budget: int = 2500
-    boundary_examples: int = 0
-    combined: int = 0
-    combined_budget: int = 1000
-    carlini_wagner: int = 0
+    sources: tuple[int, ...] = (0,)
+    targets: tuple[int, ...] = ()
+    examples: Whole = 0
+    rotations: Annotated[tuple[float, ...], Limits(above=0, most=180)] = (1.0, 4.0, 8.0)
+    translations: Annotated[tuple[int, ...], Limits(least=1)] = (1, 2)
+    noise: Annotated[tuple[float, ...], Limits(above=0, most=100)] = (0.02, 0.05, 0.1)
+    flips: Annotated[tuple[float, ...], Limits(above=0, most=1)] = ()
+    copies: Count = 50
+    budget: Whole = 2500
+    boundary_examples: Whole = 0
+    combined: Whole = 0
+    combined_budget: Whole = 1000
+    carlini_wagner: Whole = 0
     features: bool = True
 
 
 @dataclass(frozen=True)
-class TrustConfig:
+class TrustConfig(_Section):
     """Inputs that no model trained on, and calibrated predictions: `score.py --trust`.
 
     Inputs of every kind have the size and channels of the run's images: other images are cropped
@@ -253,16 +280,16 @@ class TrustConfig:
     grey (ITU-R 601 luma) or given three equal channels.
 
     Attributes:
-        inputs: Kinds made from the run's own data, with commas: `test` (held-out images: the test
+        inputs: Kinds made from the run's own data: `test` (held-out images: the test
             split or, where there is none, training images beyond `data.limit`), `permuted` (those
             with the pixels of each in an order of its own), `scaled` (those, times `scale`),
             `left_out` (images of the classes of `data.leave_out`), `uniform` noise, and `gaussian`
             noise with the mean and deviation of each channel of the candidates. `all`: those that
             the data allow.
-        data_sets: Other data sets, as `name=source` with commas, such as `mnist=../mnist,
-            digits=digits`. The source is what `data.path` takes if there is such a file or folder
-            or it begins with `.`, `/` or `~`, else what `data.name` takes. Their test split is
-            taken or, where there is none, their training images.
+        data_sets: Other data sets, as `name=source`, such as `["mnist=../mnist",
+            "digits=digits"]`. The source is what `data.path` takes if there is such a file or
+            folder or it begins with `.`, `/` or `~`, else what `data.name` takes. Their test split
+            is taken or, where there is none, their training images.
         same_classes: Those of `data_sets` whose classes all are classes of the run, matched by
             name: their labels count. The labels of others mean nothing to the run's models.
         generated: Folder of generated images, PNG, JPEG or whatever Pillow reads, also in folders
@@ -279,20 +306,20 @@ class TrustConfig:
         laplace_samples: Draws of the last layer behind each sampled prediction [draws].
     """
 
-    inputs: str = "all"
-    data_sets: str = ""
-    same_classes: str = ""
+    inputs: tuple[Literal["all", InputKind], ...] = ("all",)
+    data_sets: tuple[str, ...] = ()
+    same_classes: tuple[str, ...] = ()
     generated: str = ""
-    examples: int = 2000
-    scale: float = 255.0
-    fit: int = 1000
+    examples: Whole = 2000
+    scale: Positive = 255.0
+    fit: Whole = 1000
     laplace: bool = True
-    laplace_prior: float = 0.0
-    laplace_samples: int = 100
+    laplace_prior: NotNegative = 0.0
+    laplace_samples: Count = 100
 
 
 @dataclass(frozen=True)
-class AttackConfig:
+class AttackConfig(_Section):
     """Membership inference from saved scores.
 
     Attributes:
@@ -303,15 +330,18 @@ class AttackConfig:
             for none.
         fpr: False-positive rate at which decisions about a target of your own are made, between 0
             and 1.
-        temperatures: Temperatures by which logits are divided for the section on trust, with
-            commas; `fit`: each model's own, of the least loss on held-out images.
+        temperatures: Temperatures by which logits are divided for the section on trust; `fit`: each
+            model's own, of the least loss on held-out images.
     """
 
-    queries: int = 0
+    queries: Whole = 0
     centre: Literal["mean", "median"] = "mean"
     extra: str = ""
-    fpr: float = 0.001
-    temperatures: str = "fit, 0.5, 2, 10"
+    fpr: Rate = 0.001
+    # Beyond these limits, logits in float32 may overflow, or all be 0.
+    temperatures: Annotated[tuple[float | Literal["fit"], ...], Limits(least=1e-6, most=1e6)] = (
+        "fit", 0.5, 2.0, 10.0,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -322,7 +352,7 @@ class Experiment:
         seed: Seed of masks, initial weights, data order, augmentation, canaries and noisy queries.
     """
 
-    seed: int = 0
+    seed: Annotated[int, Limits(least=0, below=2**32)] = 0  # random keys repeat beyond
     data: DataConfig = field(default_factory=DataConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -333,22 +363,12 @@ class Experiment:
     attack: AttackConfig = field(default_factory=AttackConfig)
 
 
-# Fields that change no trained weight (at width 1) and so may differ when a run goes on. Where data
-# lie may change too: a digest tells whether they are the same.
-FREE_TO_CHANGE = frozenset(
-    {
-        "data.name",
-        "data.path",
-        "train.models",
-        "train.checkpoint_minutes",
-        "train.group",
-        "train.eval_examples",
-    }
-)
-
-
 def keep_fraction(keep: str) -> tuple[int, int]:
     """Parse `train.keep`, "m/B", into (m, B).
+
+    Examples:
+        >>> keep_fraction("2/4")
+        (1, 2)
 
     Raises:
         InputError: not a fraction strictly between 0 and 1.
@@ -362,188 +382,31 @@ def keep_fraction(keep: str) -> tuple[int, int]:
     return fraction.numerator, fraction.denominator
 
 
-def temperatures(config: AttackConfig) -> tuple[float | Literal["fit"], ...]:
-    """Parse `attack.temperatures`.
-
-    Raises:
-        InputError: an entry that is neither `fit` nor a number from 1e-6 to 1e6, or is there twice.
-    """
-    found: list[float | Literal["fit"]] = []
-    for text in entries(config.temperatures):
-        try:
-            value = text if text == "fit" else float(text)
-        except ValueError:
-            value = math.nan
-        # Beyond these, logits in float32 may overflow, or all be 0.
-        if value != "fit" and not (isinstance(value, float) and 1e-6 <= value <= 1e6):
-            raise InputError(
-                f'attack.temperatures = "{config.temperatures}": {text} is no temperature; give '
-                "positive numbers, 1e-6 to 1e6, or fit"
-            )
-        if value in found:
-            raise InputError(
-                f'attack.temperatures = "{config.temperatures}": {text} is there twice; leave one '
-                "out"
-            )
-        found.append(value)  # type: ignore[arg-type]
-    return tuple(found)
-
-
-# What `trust.inputs` may name, in the order of the docstring.
-INPUT_KINDS = ("test", "permuted", "scaled", "left_out", "uniform", "gaussian")
-
-
-def input_kinds(config: TrustConfig) -> tuple[str, ...]:
-    """Parse `trust.inputs`; `all` is every kind.
-
-    Raises:
-        InputError: an unknown kind, one that is there twice, or `all` beside another.
-    """
-    named = entries(config.inputs)
-    if named == ["all"]:
-        return INPUT_KINDS
-    where = f'trust.inputs = "{config.inputs}"'
-    for number, kind in enumerate(named):
-        if kind == "all":
-            raise InputError(f"{where}: all is every kind; leave the others out")
-        if kind not in INPUT_KINDS:
-            raise InputError(
-                f"{where}: {kind} is no kind of input; give all, or some of "
-                + ", ".join(INPUT_KINDS)
-            )
-        if kind in named[:number]:
-            raise InputError(f"{where}: {kind} is there twice; leave one out")
-    return tuple(named)
-
-
 def other_data_sets(config: TrustConfig) -> dict[str, str]:
-    """Parse `trust.data_sets` into names and sources, in their order.
-
-    Names become file names, so they are plain and differ in more than upper and lower case.
-
-    Raises:
-        InputError: an entry that is no `name=source`, or a name that is not plain, is taken, or is
-            there twice; or an entry of `trust.same_classes` that is none of the names.
-    """
-    found: dict[str, str] = {}
-    where = f'trust.data_sets = "{config.data_sets}"'
-    taken = {"all", "fit", "candidates", "generated", *INPUT_KINDS}
-    for entry in entries(config.data_sets):
-        name, _, source = (part.strip() for part in entry.partition("="))
-        if not name or not source:
-            raise InputError(f"{where}: {entry} is no name=source; write mnist=../mnist")
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}", name):
-            raise InputError(
-                f"{where}: {name} cannot name files; use letters, digits and -, at most 64"
-            )
-        if name.lower() in taken:
-            raise InputError(f"{where}: the name {name} is taken; give the data set another")
-        taken.add(name.lower())
-        found[name] = source
-    for name in entries(config.same_classes):
-        if name not in found:
-            raise InputError(
-                f'trust.same_classes = "{config.same_classes}": {name} is no name in '
-                f"trust.data_sets, which has {', '.join(found) or 'none'}"
-            )
-    return found
+    """The names and sources in `trust.data_sets`, in their order."""
+    pairs = (entry.partition("=") for entry in config.data_sets)
+    return {name.strip(): source.strip() for name, _, source in pairs}
 
 
-def same_classes(config: TrustConfig) -> frozenset[str]:
-    """Parse `trust.same_classes`, names that `other_data_sets` has checked."""
-    return frozenset(entries(config.same_classes))
+def _sections(experiment: Experiment) -> Iterator[tuple[str, Any]]:
+    """The experiment itself and its sections, each with the beginning of its fields' names."""
+    yield "", experiment
+    for item in dataclasses.fields(experiment)[1:]:
+        yield f"{item.name}.", getattr(experiment, item.name)
 
 
-def entries(text: str) -> list[str]:
-    """What stands between commas, without blanks around it; nothing of nothing."""
-    return [entry for part in text.split(",") if (entry := part.strip())]
+def _name_of(section: type) -> str:
+    return next(key for key, declared in fields_of(Experiment).items() if declared.kind is section)
 
 
 def flatten(experiment: Experiment) -> dict[str, Any]:
-    """Dotted field names to values, in the order of declaration."""
-    flat: dict[str, Any] = {}
-    for item in dataclasses.fields(experiment):
-        value = getattr(experiment, item.name)
-        if dataclasses.is_dataclass(value):
-            for inner in dataclasses.fields(value):
-                flat[f"{item.name}.{inner.name}"] = getattr(value, inner.name)
-        else:
-            flat[item.name] = value
-    return flat
-
-
-def load(path: Path) -> Experiment:
-    """Read an experiment from a TOML file; fields left out take their defaults.
-
-    Raises:
-        InputError: missing file, broken TOML, an unknown key (named with the nearest valid one),
-            a value of the wrong type or outside its choices.
-    """
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{path}: no such file; configs/ holds examples") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"{path}: not readable as TOML: {error}") from None
-    # `[run]` is written by training into a run's own config.toml: versions, not settings.
-    table.pop("run", None)
-    return _build(Experiment, table, path, "")
-
-
-def _build(cls: type, table: dict[str, Any], path: Path, prefix: str) -> Any:
-    hints = typing.get_type_hints(cls)
-    values = {}
-    for key, value in table.items():
-        name = prefix + key
-        if key not in hints:
-            raise InputError(f"{path}: unknown key `{name}`; {_nearest(name)}")
-        kind = hints[key]
-        if dataclasses.is_dataclass(kind):
-            if not isinstance(value, dict):
-                raise InputError(f"{path}: `{name}` is a section: write [{name}]")
-            values[key] = _build(typing.cast(type, kind), value, path, f"{name}.")
-        else:
-            values[key] = _check_value(name, value, kind, path)
-    return cls(**values)
-
-
-def _nearest(name: str) -> str:
-    """The valid key that the user most likely meant: in the same section, in another, a section."""
-    valid = list(flatten(Experiment()))
-    section, _, word = name.rpartition(".")
-    own = {key.rpartition(".")[2]: key for key in valid if key.rpartition(".")[0] == section}
-    elsewhere = {key.rpartition(".")[2]: key for key in reversed(valid)}
-    if not section:
-        own |= {item.name: f"[{item.name}]" for item in dataclasses.fields(Experiment)[1:]}
-    for keys, likeness in ((elsewhere, 1.0), (own, 0.5), (elsewhere, 0.7)):
-        near = difflib.get_close_matches(word, keys, 1, likeness)
-        if near:
-            return f"did you mean `{keys[near[0]]}`?"
-    return f"valid keys: {', '.join(own.values())}"
-
-
-_KIND_IN_WORDS = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "text in quotes",
-}
-
-
-def _check_value(name: str, value: Any, kind: Any, path: Path | str) -> Any:
-    origin = typing.get_origin(kind)
-    if origin is Literal:
-        choices = typing.get_args(kind)
-        if value not in choices or type(value) is not type(choices[0]):
-            listed = ", ".join(str(choice) for choice in choices)
-            raise InputError(f"{path}: {name} = {value!r}: choose one of {listed}")
-        return value
-    assert not isinstance(kind, types.UnionType), "fields have one plain type each"
-    if kind is float and type(value) is int and abs(value) < 2**53:
-        return float(value)
-    if type(value) is not kind:
-        raise InputError(f"{path}: {name} = {value!r}: must be {_KIND_IN_WORDS[kind]}")
-    return value
+    """Dotted field names to values, in the order of declaration; lists as text with commas."""
+    return {
+        prefix + item.name: as_text(getattr(section, item.name))
+        for prefix, section in _sections(experiment)
+        for item in dataclasses.fields(section)
+        if not dataclasses.is_dataclass(getattr(section, item.name))
+    }
 
 
 def check(experiment: Experiment) -> Experiment:
@@ -552,56 +415,39 @@ def check(experiment: Experiment) -> Experiment:
     Raises:
         InputError: naming the field, its value and the values it may take.
     """
-    flat = flatten(experiment)
-    minimum = {
-        "seed": 0, "data.skip": 0, "data.limit": 0, "data.canaries": 0, "network.depth": 1,
-        "network.width": 1,
-        "train.models": 1, "train.epochs": 1, "train.batch_size": 1, "train.weight_decay": 0,
-        "train.shift": 0, "train.cutout": 0, "train.eval_examples": 1,
-        "train.checkpoint_minutes": 0, "train.group": 0, "train.width": 0, "score.batch_size": 0,
-        "score.noisy_queries": 0, "attack.queries": 0, "defence.l1": 0, "defence.early_stopping": 0,
-        "defence.adversarial": 0, "defence.dp_clip": 0, "defence.dp_noise": 0,
-        "label_only.examples": 0, "label_only.copies": 1, "label_only.budget": 0,
-        "label_only.boundary_examples": 0, "label_only.combined": 0,
-        "label_only.combined_budget": 0, "label_only.carlini_wagner": 0, "trust.examples": 0,
-        "trust.fit": 0, "trust.laplace_prior": 0, "trust.laplace_samples": 1,
-    }  # fmt: skip
-    for name, least in minimum.items():
-        if not flat[name] >= least:
-            raise InputError(f"{name} = {flat[name]}: must be at least {least}")
-    # Random keys repeat beyond this.
-    if experiment.seed >= 2**32:
-        raise InputError(f"seed = {experiment.seed}: must be below 2^32")
-    for name, value in flat.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise InputError(f"{name} = {value}: must be a finite number")
-        if isinstance(value, str) and ("\0" in value or not _is_unicode(value)):
-            raise InputError(f"{name} = {value!r}: must be Unicode text without NUL characters")
-    for name in ("train.ema", "train.momentum", "train.label_smoothing", "defence.dropout"):
-        if not 0 <= flat[name] < 1:
-            raise InputError(f"{name} = {flat[name]}: must be at least 0 and below 1")
+    for prefix, section in _sections(experiment):
+        for key, declared in fields_of(type(section)).items():
+            _check_field(prefix + key, getattr(section, key), declared.limits)
     _check_dp_sgd(experiment)
-    for name in ("train.learning_rate", "score.noise", "trust.scale"):
-        if not flat[name] > 0:
-            raise InputError(f"{name} = {flat[name]}: must be above 0")
-    if not 0 < experiment.attack.fpr < 1:
-        raise InputError(f"attack.fpr = {experiment.attack.fpr}: must be above 0 and below 1")
+    _check_other_data_sets(experiment.trust)
     if experiment.score.memguard and experiment.score.noisy_queries:
         raise InputError(
             f"score.noisy_queries = {experiment.score.noisy_queries}: losses that score.memguard "
             "serves tell no more of a copy than its label, which label_only.noise asks for; leave "
             "one of them out"
         )
-    temperatures(experiment.attack)
-    other_data_sets(experiment.trust)
-    input_kinds(experiment.trust)
+    if "all" in experiment.trust.inputs and len(experiment.trust.inputs) > 1:
+        reason = "all is every kind; leave the others out"
+        raise refusal("trust.inputs", experiment.trust.inputs, reason)
     _, block = keep_fraction(experiment.train.keep)
-    if experiment.train.models % block:
+    if (models := experiment.train.models) % block:
         raise InputError(
-            f"train.models = {experiment.train.models}: models come in blocks of {block} with "
-            f'train.keep = "{experiment.train.keep}"; give a multiple of {block}'
+            f"train.models = {models}: models come in blocks of {block} with train.keep = "
+            f'"{experiment.train.keep}"; give a multiple of {block}'
         )
     return experiment
+
+
+def _check_field(name: str, value: Any, limits: Limits | None) -> None:
+    for entry in value if isinstance(value, tuple) else (value,):
+        if isinstance(entry, str):
+            # File names that are not valid UTF-8 become what it cannot hold.
+            if "\0" in entry or entry.encode(errors="ignore").decode() != entry:
+                raise InputError(f"{name} = {entry!r}: must be Unicode text without NUL characters")
+        elif isinstance(entry, float) and not math.isfinite(entry):
+            raise refusal(name, value, "must be a finite number")
+        elif limits is not None and entry not in limits:
+            raise refusal(name, value, f"must be {limits}")
 
 
 def _check_dp_sgd(experiment: Experiment) -> None:
@@ -628,50 +474,24 @@ def _check_dp_sgd(experiment: Experiment) -> None:
         )
 
 
-def _is_unicode(text: str) -> bool:
-    """Whether UTF-8 can hold it: file names that are not valid UTF-8 become what it cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def to_toml(experiment: Experiment, run: dict[str, str]) -> str:
-    """The experiment as TOML that `load` reads back, with a [run] table of versions."""
-    lines: list[str] = []
-    section = ""
-    tables = flatten(experiment) | {f"run.{key}": value for key, value in run.items()}
-    for name, value in tables.items():
-        head, _, key = name.rpartition(".")
-        if head != section:
-            lines += ["", f"[{head}]"]
-            section = head
-        lines.append(f"{key} = {_toml_value(value)}")
-    return "\n".join(lines) + "\n"
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        # JSON's escapes are TOML's, but for DEL, which only TOML forbids to stand for itself.
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return repr(value)
-
-
-def differences(old: Experiment, new: Experiment) -> list[tuple[str, Any, Any]]:
-    """Fields in which two experiments would train differently: of seed, data, network, train and
-    defence."""
-    before, after = flatten(old), flatten(new)
-    return [
-        (name, before[name], after[name])
-        for name in before
-        if before[name] != after[name]
-        and not (name == "train.keep" and keep_fraction(before[name]) == keep_fraction(after[name]))
-        and not (name == "data.canary_kind" and not before["data.canaries"])
-        # A digest tells whether the weights are the same.
-        and not (name == "defence.transfer_from" and before[name] and after[name])
-        and name not in FREE_TO_CHANGE
-        and not name.startswith(("score.", "label_only.", "trust.", "attack."))
-    ]
+def _check_other_data_sets(config: TrustConfig) -> None:
+    """Names become file names, so they are plain and differ in more than upper and lower case."""
+    names: list[str] = []
+    taken: set[str] = {"all", "fit", "candidates", "generated", *INPUT_KINDS}
+    for entry in config.data_sets:
+        name, _, source = (part.strip() for part in entry.partition("="))
+        reason = ""
+        if not name or not source:
+            reason = f"{entry} is no name=source; write mnist=../mnist"
+        elif not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}", name):
+            reason = f"{name} cannot name files; use letters, digits and -, at most 64"
+        elif name.lower() in taken:
+            reason = f"the name {name} is taken; give the data set another"
+        if reason:
+            raise refusal("trust.data_sets", config.data_sets, reason)
+        taken.add(name.lower())
+        names.append(name)
+    for name in config.same_classes:
+        if name not in names:
+            reason = f"{name} is no name in trust.data_sets, which has {', '.join(names) or 'none'}"
+            raise refusal("trust.same_classes", config.same_classes, reason)

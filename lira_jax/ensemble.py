@@ -37,7 +37,8 @@ def set_up(shard: str) -> Shard:
     """Prepare JAX, which must not have been used yet, and tell which share of models is ours.
 
     Every CPU core becomes a host device. Compiled programs are kept in
-    `$XDG_CACHE_HOME/lira_jax/xla` (default `~/.cache`), or where `JAX_COMPILATION_CACHE_DIR` says.
+    `lira_jax/xla` of the user's cache folder (`~/.cache` or `$XDG_CACHE_HOME`), or where
+    `JAX_COMPILATION_CACHE_DIR` says.
 
     Args:
         shard: as `shards.parse` takes it, or `distributed`: start jax.distributed, which TPU pods
@@ -49,8 +50,9 @@ def set_up(shard: str) -> Shard:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     jax.config.update("jax_num_cpu_devices", cores or 1)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        folder = root / "lira_jax" / "xla" / _processor()
+        import platformdirs  # a bare machine with an accelerator may lack it
+
+        folder = platformdirs.user_cache_path("lira_jax") / "xla" / _processor()
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     if shard != "distributed":

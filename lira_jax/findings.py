@@ -1,4 +1,4 @@
-"""What the attack stage hands to figures and report, and what both read off it."""
+"""What the attack stage hands to figures and report, as arrays."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from lira_jax.evaluation import FPRS, Roc
+from lira_jax.evaluation import Roc
 from lira_jax.evaluation.judging import Curve
 from lira_jax.score_set import ScoreSet
+
+Interval = tuple[float, float, float]
+"""A figure and the ends of its 95 % interval."""
 
 
 @dataclass(frozen=True)
@@ -104,22 +107,58 @@ class Findings:
     trust: Trust | None = None
 
 
-def telling_fpr(metrics: Mapping[str, Any]) -> str | None:
-    """The key of the rate to judge by: 0.1 %, or 1 % where too few false positives stand behind it.
+@dataclass(frozen=True)
+class Calibrated:
+    """What one calibration of a run comes to.
 
-    None where too few stand behind both.
+    Attributes:
+        name, title: of the calibration.
+        ece: expected calibration error on examples that a model did not train on.
+        max_score_auc, max_score_fpr: of the attack on maximum prediction scores, the latter by the
+            threshold from the source model.
+        lira_auc, lira_tpr: of online LiRA, the latter at 0.1 % FPR.
+        few: does that rest on fewer than ten expected false positives?
     """
-    for key in ("0.001", "0.01"):
-        if not any(is_few(entry, key) for entry in metrics["attacks"]):
-            return key
-    return None
+
+    name: str
+    title: str
+    ece: Interval
+    max_score_auc: Interval
+    max_score_fpr: Interval
+    lira_auc: Interval
+    lira_tpr: Interval
+    few: bool
 
 
-def is_few(entry: Mapping[str, Any], key: str) -> bool:
-    """Does the entry's TPR rest on fewer than ten expected false positives?"""
-    return bool(entry.get("few_false_positives", {}).get(key, False))
+@dataclass(frozen=True, eq=False)
+class ComparedRun:
+    """One run's results, to compare with others'.
 
+    Attributes:
+        name: of its folder.
+        label: the name, with the ε of DP-SGD where there is one.
+        metrics: its `metrics.json`.
+        entry: the compared attack's part of it.
+        roc: the compared attack's ROC.
+        settings: dotted names to values; empty for scores that were made elsewhere.
+        held_out, gap: mean accuracy on non-members, and of members less it, over models, each with
+            its 95 % interval by Student's t; None where accuracy is not known.
+        label_only: balanced accuracy by the source models' threshold and its interval, of
+            label-only attacks and of those beside them, by name; empty where live models were not
+            asked.
+        strongest: the label-only attack that is strongest on the source models.
+        calibrated: by each calibration, none of them first; empty where nothing was predicted on
+            inputs from elsewhere.
+    """
 
-def rate_text(key: str) -> str:
-    """A key of FPRS in percent: "0.1 %"."""
-    return f"{100 * FPRS[key]:.3f}".rstrip("0").rstrip(".") + " %"
+    name: str
+    label: str
+    metrics: Mapping[str, Any]
+    entry: Mapping[str, Any]
+    roc: Roc
+    settings: Mapping[str, Any]
+    held_out: Interval | None
+    gap: Interval | None
+    label_only: Mapping[str, Interval]
+    strongest: str | None
+    calibrated: tuple[Calibrated, ...]

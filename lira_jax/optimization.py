@@ -3,26 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int32, Key
 
 from lira_jax.config import DefenceConfig, TrainConfig
 from lira_jax.defences import adversarial, dp_sgd
+from lira_jax.defences.adversarial import Adversary
+from lira_jax.defences.early_stopping import EarlyStopping
 from lira_jax.networks import Network, Variables
 
 NO_DEFENCE = DefenceConfig()
 
-State = dict[str, Any]
-"""One model in training: `variables`, `optimizer`, `step` (steps taken), `loss` (summed over the
-steps of this epoch), `ema` (the moving average before debiasing; empty when off) and `bias`
-(ema^step, the share of it that is still its start at zero; multiplied up step by step, since XLA's
-power rounds differently from program to program). Defences add their own: `adversary` and
-`early_stopping`, see there."""
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class State:
+    """One model in training. Checkpoints name their arrays by these attributes.
+
+    Attributes:
+        variables: weights and the like after the last step.
+        optimizer: the optimiser's own state.
+        step: steps taken, [].
+        loss: summed over the steps of this epoch, [].
+        ema: the moving average of `variables` before debiasing; empty when off.
+        bias: ema^step, the share of `ema` that is still its start at zero, []; multiplied up step
+            by step, since XLA's power rounds differently from program to program.
+        adversary: with adversarial regularisation.
+        early_stopping: with early stopping.
+    """
+
+    variables: Variables
+    optimizer: Any
+    step: Int32[Array, ""]
+    loss: Float[Array, ""]
+    ema: Variables
+    bias: Float[Array, ""]
+    adversary: Adversary | None = None
+    early_stopping: EarlyStopping | None = None
 
 
 def paper_schedule(peak: float, steps: int) -> optax.Schedule:
@@ -94,14 +116,14 @@ def new_state(
     """A model before its first step."""
     variables = network.init(key)
     averages = jax.tree.map(jnp.zeros_like, variables) if config.ema else {}
-    return {
-        "variables": variables,
-        "optimizer": optimizer(config, steps, defence).init(variables["params"]),
-        "step": jnp.zeros((), jnp.int32),
-        "loss": jnp.zeros((), jnp.float32),
-        "ema": averages,
-        "bias": jnp.ones((), jnp.float32),
-    }
+    return State(
+        variables,
+        optimizer(config, steps, defence).init(variables["params"]),
+        step=jnp.zeros((), jnp.int32),
+        loss=jnp.zeros((), jnp.float32),
+        ema=averages,
+        bias=jnp.ones((), jnp.float32),
+    )
 
 
 def cross_entropy(
@@ -133,47 +155,48 @@ def train_step(
         *padding: Bool[Array, "B"],
         held_out: tuple[Array, Array, Array] | None = None,
     ) -> tuple[State, tuple[Array, Array]]:
-        variables = state["variables"]
+        variables = state.variables
 
         def loss_of(
             params: Any, images: Array, labels: Array, key: Array
-        ) -> tuple[Array, tuple[Array, Array, Any, State]]:
+        ) -> tuple[Array, tuple[Array, Array, Any, Adversary | None]]:
             logits, rest = network.apply_train({**variables, "params": params}, images, key)
             loss = cross_entropy(logits, labels, config.label_smoothing)
-            own, total = {}, loss
-            if held_out is not None:
+            adversary, total = state.adversary, loss
+            if adversary is not None and held_out is not None:
                 others = network.apply_train(variables, held_out[0], held_out[2])[0], held_out[1]
-                own["adversary"] = adversarial.step(state["adversary"], (logits, labels), others)
-                gain = adversarial.member_gain(own["adversary"]["params"], (logits, labels))
+                adversary = adversarial.step(adversary, (logits, labels), others)
+                gain = adversarial.member_gain(adversary.params, (logits, labels))
                 total = loss + defence.adversarial * gain
-            return total, (loss, jnp.mean(jnp.argmax(logits, 1) == labels), rest, own)
+            return total, (loss, jnp.mean(jnp.argmax(logits, 1) == labels), rest, adversary)
 
         if defence.dp_clip:
             differentiate = dp_sgd.value_and_gradient(loss_of, defence, config.batch_size)
         else:
             differentiate = jax.value_and_grad(loss_of, has_aux=True)
-        (_, (loss, accuracy, rest, own)), gradient = differentiate(
+        (_, (loss, accuracy, rest, adversary)), gradient = differentiate(
             variables["params"], images, labels, key, *padding
         )
-        change, optimizer_state = update(gradient, state["optimizer"], variables["params"])
+        change, optimizer_state = update(gradient, state.optimizer, variables["params"])
         variables = {"params": optax.apply_updates(variables["params"], change), "rest": rest}
-        averages = state["ema"]
+        averages = state.ema
         if config.ema:
             averages = jax.tree.map(
                 lambda old, new: config.ema * old + (1 - config.ema) * new if _real(new) else new,
                 averages,
                 variables,
             )
-        state = state | {
-            **own,
-            "variables": variables,
-            "optimizer": optimizer_state,
-            "step": state["step"] + 1,
-            "loss": state["loss"] + loss,
-            "ema": averages,
-            "bias": state["bias"] * config.ema,
-        }
-        return state, (loss, accuracy)
+        after = State(
+            variables,
+            optimizer_state,
+            step=state.step + 1,
+            loss=state.loss + loss,
+            ema=averages,
+            bias=state.bias * config.ema,
+            adversary=adversary,
+            early_stopping=state.early_stopping,
+        )
+        return after, (loss, accuracy)
 
     return step
 
@@ -185,19 +208,12 @@ def evaluated_variables(state: State, config: TrainConfig) -> Variables:
     they belong to.
     """
     if not config.ema:
-        return state["variables"]
+        return state.variables
     # Once a scalar, then products: XLA turns divisions into either, and they round differently.
-    scale = 1 / (1 - state["bias"])
-    return jax.tree.map(
-        lambda average: average * scale if _real(average) else average, state["ema"]
-    )
+    scale = 1 / (1 - state.bias)
+    return jax.tree.map(lambda average: average * scale if _real(average) else average, state.ema)
 
 
 def _real(leaf: Array) -> bool:
     """Whether a variable can be averaged; counters cannot."""
     return jnp.issubdtype(leaf.dtype, jnp.floating)
-
-
-def steps_per_epoch(members: int, batch_size: int) -> int:
-    """Whole batches in a model's own examples; the remainder of each shuffle is left out."""
-    return int(np.floor_divide(members, batch_size))

@@ -50,6 +50,12 @@ class Progress:
             self.last_line = now
             say(f"{self.title}: {status}", "stderr")
 
+    def take_back(self, units: int) -> None:
+        """Count units no longer: they are to be done again."""
+        self.done -= units
+        if self.bar is not None:
+            self.bar.update(-units)
+
     def warm_up(self, units: int) -> None:
         """Count units that took longer than others will, as the first do, and start the clock."""
         self.done += units

@@ -94,23 +94,23 @@ def read(path: Path) -> ScoreSet:
 
 def _experiments(path: Path) -> tuple[list[Path], str]:
     """The experiments' folders in order of their number, and the source for messages."""
-    found = [match for match in map(_EXPERIMENT.fullmatch, names(path)) if match]
-    if not found:
+    experiments = [match for match in map(_EXPERIMENT.fullmatch, names(path)) if match]
+    if not experiments:
         raise InputError(
             f"{path}: holds no experiment-0_N, experiment-1_N, …; give the folder that the public "
             "LiRA code trained into"
         )
-    found.sort(key=lambda match: int(match[1]))
-    totals = {match[2] for match in found}
+    experiments.sort(key=lambda match: int(match[1]))
+    totals = {match[2] for match in experiments}
     if len(totals) > 1:
-        one = found[0]
-        other = next(match for match in found if match[2] != one[2])
+        first = experiments[0]
+        other = next(match for match in experiments if match[2] != first[2])
         raise InputError(
-            f"{path}: holds {one[0]} and {other[0]}, which are of different numbers of models; "
+            f"{path}: holds {first[0]} and {other[0]}, which are of different numbers of models; "
             "move those of one number into a folder of their own"
         )
-    total = found[0][2]
-    for match, after in zip(found, [*found[1:], None], strict=True):
+    total = experiments[0][2]
+    for match, after in zip(experiments, [*experiments[1:], None], strict=True):
         if total is not None and int(match[1]) >= int(total):
             raise InputError(
                 f"{path / match[0]}: experiments of {total} are numbered 0 … {int(total) - 1}; "
@@ -118,9 +118,9 @@ def _experiments(path: Path) -> tuple[list[Path], str]:
             )
         if after and int(match[1]) == int(after[1]):
             raise InputError(f"{path}: holds {match[0]} and {after[0]}; remove one of the two")
-    missing = total is not None and int(total) > len(found)
-    source = f"{path} ({len(found)} of {total} experiments)" if missing else str(path)
-    return [path / match[0] for match in found], source
+    missing = total is not None and int(total) > len(experiments)
+    source = f"{path} ({len(experiments)} of {total} experiments)" if missing else str(path)
+    return [path / match[0] for match in experiments], source
 
 
 def _newest(path: Path, folders: list[Path], labelled: bool) -> tuple[str, bool, bool]:

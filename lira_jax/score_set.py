@@ -6,6 +6,7 @@ import dataclasses
 import pickle
 import zipfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,10 @@ _UNREADABLE = (
 )
 
 
-# What an .npz may hold.
-_NAMES = (
-    "scores", "keep", "block", "labels", "logits", "merlin", "gradient_norm", "canary",
-)  # fmt: skip
+# The arrays of a score set, and the axis of examples in each.
+_EXAMPLES = {
+    "scores": 1, "keep": 1, "labels": 0, "logits": 1, "merlin": 1, "gradient_norm": 1, "canary": 0,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,10 @@ def logit_scaled(
     From logits, as confidences near 1 lose what tells members apart. Log-probabilities will do too:
     φ does not change if a constant is added to all classes' logits.
 
+    Examples:
+        >>> logit_scaled(np.log([[0.9, 0.1], [0.5, 0.5]]), np.array([0, 1])).round(4).tolist()
+        [2.1972, 0.0]
+
     Args:
         logits: of any number of models.
         labels: the true classes, 0 … K − 1.
@@ -85,36 +90,28 @@ def of_examples(score_set: ScoreSet, chosen: Bool[np.ndarray, " E"]) -> ScoreSet
     """The chosen examples alone; if they are the first ones, as views of the same memory."""
     count = int(chosen.sum())
     index: slice | np.ndarray = slice(count) if chosen[:count].all() else np.flatnonzero(chosen)
-
-    def cut(array: np.ndarray | None) -> Any:
-        return None if array is None else array[:, index]
-
-    return dataclasses.replace(
-        score_set,
-        scores=cut(score_set.scores),
-        keep=cut(score_set.keep),
-        labels=None if score_set.labels is None else score_set.labels[index],
-        logits=cut(score_set.logits),
-        merlin=cut(score_set.merlin),
-        gradient_norm=cut(score_set.gradient_norm),
-        canary=None if score_set.canary is None else score_set.canary[index],
-    )
+    return _changed(score_set, lambda array, axis: array[index] if axis == 0 else array[:, index])
 
 
 def read_only(score_set: ScoreSet) -> ScoreSet:
     """The same arrays, as views that cannot be written to."""
 
-    def view(array: np.ndarray | None) -> Any:
-        if array is None:
-            return None
+    def view(array: np.ndarray, axis: int) -> np.ndarray:
         array = array.view()
         array.flags.writeable = False
         return array
 
-    arrays = ("scores", "keep", "labels", "logits", "merlin", "gradient_norm", "canary")
-    return dataclasses.replace(
-        score_set, **{name: view(getattr(score_set, name)) for name in arrays}
-    )
+    return _changed(score_set, view)
+
+
+def _changed(score_set: ScoreSet, change: Callable[[np.ndarray, int], np.ndarray]) -> ScoreSet:
+    """With each array that there is replaced, given it and its axis of examples."""
+    arrays = {name: getattr(score_set, name) for name in _EXAMPLES}
+    changed: dict[str, Any] = {
+        name: None if array is None else change(array, _EXAMPLES[name])
+        for name, array in arrays.items()
+    }
+    return dataclasses.replace(score_set, **changed)
 
 
 def read_npz(path: Path) -> ScoreSet:
@@ -133,20 +130,15 @@ def read_npz(path: Path) -> ScoreSet:
     arrays = read_arrays(path)
     for name in ("scores", "keep"):
         if name not in arrays:
-            held = ", ".join(sorted(arrays)) or "nothing"
-            raise InputError(f"{path}: no array `{name}` (the file holds {held}); add it")
-    scores, canary = arrays["scores"], arrays.get("canary")
-    return ScoreSet(
-        scores=scores[..., np.newaxis] if scores.ndim == 2 else scores,
-        keep=as_mask(arrays["keep"], "keep", str(path)),
-        block=_as_block(arrays["block"], str(path)) if "block" in arrays else None,
-        source=str(path),
-        labels=arrays.get("labels"),
-        logits=arrays.get("logits"),
-        merlin=arrays.get("merlin"),
-        gradient_norm=arrays.get("gradient_norm"),
-        canary=None if canary is None else as_mask(canary, "canary", str(path)),
-    )
+            names = ", ".join(sorted(arrays)) or "nothing"
+            raise InputError(f"{path}: no array `{name}` (the file holds {names}); add it")
+    block = _as_block(arrays.pop("block"), str(path)) if "block" in arrays else None
+    for name in ("keep", "canary"):
+        if name in arrays:
+            arrays[name] = as_mask(arrays[name], name, str(path))
+    if arrays["scores"].ndim == 2:
+        arrays["scores"] = arrays["scores"][..., np.newaxis]
+    return ScoreSet(block=block, source=str(path), **arrays)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -162,7 +154,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise InputError(f"{path}: one bare array; save it by np.savez(scores=…, keep=…)")
-            for name in _NAMES:
+            for name in (*_EXAMPLES, "block"):
                 if name in archive.files:
                     arrays[name] = archive[name]
         return arrays
@@ -289,18 +281,21 @@ def _check_labels(score_set: ScoreSet) -> None:
         )
 
 
-def _check_finite(score_set: ScoreSet) -> None:
-    scores = score_set.scores
+def first_unusable(scores: Float[np.ndarray, "E Q"]) -> tuple[int, int] | None:
+    """Example and view of the first score of a model that no attack could use."""
     # Beyond float32's range squares would overflow; NaN fails the comparison too.
     largest = float(np.finfo(np.float32).max)
-    for model in range(scores.shape[0]):  # one model at a time: `scores` may be a large memory map
-        row = np.asarray(scores[model])
-        usable = np.isfinite(row) & (np.abs(row.astype(np.float64)) <= largest)
-        if not usable.all():
-            where = np.argwhere(~usable)[0]
+    unusable = np.argwhere(~(np.abs(scores.astype(np.float64)) <= largest))
+    return (int(unusable[0, 0]), int(unusable[0, 1])) if len(unusable) else None
+
+
+def _check_finite(score_set: ScoreSet) -> None:
+    # One model at a time: scores and logits may be large memory maps.
+    for model, row in enumerate(score_set.scores):
+        if place := first_unusable(np.asarray(row)):
             raise InputError(
-                f"{score_set.source}: `scores` is {row[tuple(where)]} at model {model}, "
-                f"example {where[0]}, view {where[1]}; "
+                f"{score_set.source}: `scores` is {row[place]} at model {model}, "
+                f"example {place[0]}, view {place[1]}; "
                 "every score must be finite: compute φ from logits, or remove that model or example"
             )
     if score_set.logits is not None:

@@ -1,18 +1,16 @@
 """Stage 2: every model on every example and view.
 
-Inference runs in evaluation mode on the variables whose accuracy training reported. Models are
-scored some at a time and written once all their examples are done; a rerun goes on with those that
-are missing. When none is, all goes into one file. Noisy queries and gradient norms, if asked for,
-are made the same way afterwards, each for itself: asking later leaves the scores as they are.
+Scores are made in evaluation mode on the variables whose accuracy training reported. Models are
+scored some at a time and written once all their examples are done (`inference.py`); a rerun goes on
+with those that are missing. Noisy queries and gradient norms, if asked for, are arrays of their
+own: asking later leaves the scores as they are.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import shlex
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,30 +22,22 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32
 
-from lira_jax import ensemble, tuning
-from lira_jax.candidates import Candidates, build_network, candidates, place, total_steps
+from lira_jax import ensemble, inference, tuning
+from lira_jax.candidates import build_network
 from lira_jax.config import Experiment
 from lira_jax.data.views import Views, check_shift, fixed_views, plain, take
 from lira_jax.defences.memguard import memguard
 from lira_jax.ensemble import Program
-from lira_jax.errors import InputError
-from lira_jax.interrupts import stop_requests
+from lira_jax.inference import Compute, Models, Stage, Task, Tick
 from lira_jax.networks import Network
-from lira_jax.progress import Progress
-from lira_jax.run import checkpoints, run_dir
-from lira_jax.run.checkpoints import Group
-from lira_jax.run.run_dir import Product
+from lira_jax.random_streams import NOISY_QUERIES
+from lira_jax.run import run_dir, score_files
+from lira_jax.run.parts import Product
 from lira_jax.run.shards import Shard
+from lira_jax.run.storage import read_array
 
-# Examples and images per dispatch: few enough that Ctrl-C is answered soon, enough to hide the
-# dispatch.
-DISPATCH, DISPATCH_IMAGES = 256, 18 * 256
-# Dispatches that devices have waiting while the host takes the results of one.
-AHEAD = 2
 # Images per inference step to choose from, where that is measured.
 ACCELERATOR_STEPS = (1024, 4096, 16384)
-# The stream of noisy queries' randomness, fold_in(key(seed), NOISE): no model has this number.
-NOISE = 2**31 - 1
 # A guess: not measured on an accelerator. On CPU one at a time is fastest.
 ACCELERATOR_GRADIENTS = 64
 
@@ -77,7 +67,7 @@ def served(network: Network, guarded: bool) -> Network:
     return dataclasses.replace(network, apply=apply) if guarded else network
 
 
-def scores_of_model(network: Network, views: Views) -> Callable[..., tuple[Array, Array]]:
+def scores_of_model(network: Network, views: Views) -> Callable[..., tuple[Array, ...]]:
     """The function (variables, index [S, B], images, labels) ↦ φ [S, B, Q], logits of view 0
     [S, B, K], in S steps of B examples."""
     queries = len(views.mirror)
@@ -93,15 +83,12 @@ def scores_of_model(network: Network, views: Views) -> Callable[..., tuple[Array
         by_view = jnp.broadcast_to(labels[index][:, None], (batch, queries))
         return logit_scaled(logits, by_view), logits[:, 0]
 
-    def score(variables: Any, index: Array, images: Array, labels: Array) -> tuple[Array, Array]:
-        return lax.map(lambda row: step(variables, row, images, labels), index)
-
-    return score
+    return inference.in_steps(step)
 
 
 def merlin_of_model(
     network: Network, seed: int, noisy_queries: int, noise: float
-) -> Callable[..., tuple[Array]]:
+) -> Callable[..., tuple[Array, ...]]:
     """The function (variables, index [S, B], images, labels) ↦ (share [S, B],): for each example
     the share of T noisy copies x + ε_t with a greater loss than x (Merlin, Jayaraman et al. 2021).
 
@@ -110,23 +97,20 @@ def merlin_of_model(
     compared by φ, since ℓ = softplus(−φ) falls in φ: where ℓ rounds to 0, φ still differs.
     """
 
-    def copies(number: Array, image: Float[Array, "H W C"]) -> Float[Array, "T+1 H W C"]:
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), NOISE), number)
+    def copies(number: Array, image: Float[Array, "H W C"]) -> Float[Array, "copies H W C"]:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), NOISY_QUERIES), number)
         draw = jax.vmap(lambda t: jax.random.normal(jax.random.fold_in(key, t), image.shape))
         noisy = image + noise * draw(jnp.arange(noisy_queries))
         return jnp.concatenate([image[None], noisy])
 
-    def step(variables: Any, index: Array, images: Array, labels: Array) -> Array:
+    def step(variables: Any, index: Array, images: Array, labels: Array) -> tuple[Array]:
         x = jax.vmap(copies)(index, plain(images, index))
         logits = network.apply(variables, x.reshape(-1, *x.shape[2:]))
         by_copy = jnp.broadcast_to(labels[index][:, None], x.shape[:2])
         phi = logit_scaled(logits.reshape(*by_copy.shape, -1), by_copy)
-        return jnp.mean(phi[:, 1:] < phi[:, :1], axis=1)
+        return (jnp.mean(phi[:, 1:] < phi[:, :1], axis=1),)
 
-    def merlin(variables: Any, index: Array, images: Array, labels: Array) -> tuple[Array]:
-        return (lax.map(lambda row: step(variables, row, images, labels), index),)
-
-    return merlin
+    return inference.in_steps(step)
 
 
 def gradient_norm_of_model(network: Network) -> Callable[..., tuple[Array]]:
@@ -145,61 +129,14 @@ def gradient_norm_of_model(network: Network) -> Callable[..., tuple[Array]]:
 
     def norms(variables: Any, index: Array, images: Array, labels: Array) -> tuple[Array]:
         together = index.shape[1]
-        found = lax.map(
+        each = lax.map(
             lambda number: norm(variables, number, images, labels),
             index.reshape(-1),
             batch_size=None if together == 1 else together,
         )
-        return (found.reshape(index.shape),)
+        return (each.reshape(index.shape),)
 
     return norms
-
-
-@dataclass(frozen=True)
-class _Task:
-    """One product of scoring, and how it is computed.
-
-    Attributes:
-        title: one or two words, for progress.
-        product: the arrays.
-        of_model: (variables, index [S, B], images, labels) ↦ the arrays of one model, each
-            [S, B, …].
-        images: queried per example, for the length of a dispatch.
-        steps: images per step to choose from on a mesh; the fastest is taken.
-    """
-
-    title: str
-    product: Product
-    of_model: Callable[..., tuple[Array, ...]]
-    images: int
-    steps: Callable[[Mesh], Sequence[int]]
-
-
-def _tasks(experiment: Experiment, data: Candidates, views: Views) -> list[_Task]:
-    config, network = experiment.score, build_network(experiment, data)
-
-    def of_queries(mesh: Mesh) -> Sequence[int]:
-        if config.batch_size or ensemble.on_cpu(mesh):
-            return [config.batch_size or ensemble.CPU_SCORE_IMAGES]
-        return ACCELERATOR_STEPS
-
-    def of_gradients(mesh: Mesh) -> Sequence[int]:
-        return [1 if ensemble.on_cpu(mesh) else ACCELERATOR_GRADIENTS]
-
-    queries = len(views.mirror)
-    product = run_dir.phi(queries, data.classes, config.memguard)
-    of_model = scores_of_model(served(network, config.memguard), views)
-    tasks = [_Task("score", product, of_model, queries, of_queries)]
-    if config.noisy_queries:
-        copies = config.noisy_queries + 1
-        product = run_dir.merlin(config.noisy_queries, config.noise)
-        function = merlin_of_model(network, experiment.seed, config.noisy_queries, config.noise)
-        tasks.append(_Task("noisy queries", product, function, copies, of_queries))
-    if config.gradient_norm:
-        function = gradient_norm_of_model(network)
-        product = run_dir.gradient_norm()
-        tasks.append(_Task("gradient norms", product, function, 1, of_gradients))
-    return tasks
 
 
 @dataclass(frozen=True)
@@ -219,8 +156,7 @@ class Inference:
 
     def cut(self, queries: int) -> tuple[int, int]:
         """Steps of a dispatch, and examples of a step, of so many images each."""
-        batch = max(1, self.images // queries)
-        return max(1, min(DISPATCH, DISPATCH_IMAGES // queries) // batch), batch
+        return inference.cut(self.images, queries)
 
 
 def inference_ways(width: int, steps: Sequence[int], share: int, mesh: Mesh) -> list[Inference]:
@@ -231,7 +167,7 @@ def inference_ways(width: int, steps: Sequence[int], share: int, mesh: Mesh) -> 
         steps: images per step to choose from.
     """
     widths = [width or 1] if width or ensemble.on_cpu(mesh) else sorted({1, share})
-    return [Inference(one, images) for one in widths for images in steps]
+    return [Inference(together, images) for together in widths for images in steps]
 
 
 def score(
@@ -256,233 +192,139 @@ def score(
             another process at work on the same models, or too little memory for one model.
         Stopped: a signal came; models scored before are saved.
     """
-    data = candidates(experiment)
-    keep = data.keep
-    models, examples = keep.shape
-    share = shard.models(models)
-    finished = finished_groups(experiment, run, data, share)
+    stage = inference.begin(experiment, run, devices, shard, repair)
+    data, share = stage.data, shard.models(len(stage.data.keep))
+    models, examples = data.keep.shape
+    finished = inference.finished_groups(stage, share)
     views = fixed_views(experiment.score.views)
     queries = len(views.mirror)
     check_shift(int(np.abs(views.down).max()), data.image_shape, f"score.views = {queries}")
-    tasks = _tasks(experiment, data, views)
-    with run_dir.lock(run, "score", share):
-        work = []
-        for task in tasks:
-            done = run_dir.scored(run, task.product, models, examples, share, repair=repair).models
-            left = [(g, [n for n in g.models if n in share and n not in done]) for g in finished]
-            work.append((task, [(group, rows) for group, rows in left if rows]))
-        # All that is read, before the first file is made.
-        for group in finished:
-            if any(group in (held for held, _ in left) for _, left in work):
-                checkpoints.verify(run, group)
-        for task, left in work:
-            _score_groups(experiment, run, data, task, left, devices or jax.local_devices(), share)
-        missing = sorted(
-            {n for task in tasks for n in run_dir.assemble(run, task.product, models, examples)}
-        )
+    tasks = _tasks(stage, views)
+    lacking = inference.make(stage, "score", tasks, finished, run)
     what = f"{models} models × {examples} examples × {queries} view{'s' * (queries > 1)}"
     what += "".join(f", {task.title}" for task in tasks[1:])
-    if missing:
+    if missing := sorted({n for rows in lacking for n in rows}):
         names = f"models {run_dir.as_ranges(share)}" if share else "no models"
         print(
             f"{run}: shard {shard} ({names}) is scored; of {what}, models "
             f"{run_dir.as_ranges(missing)} are still missing"
         )
         return
-    logits = run_dir.read_array(
-        run / run_dir.LOGITS,
+    logits = read_array(
+        run / score_files.LOGITS,
         np.float32,
         (models, examples, data.classes),
         "run score.py again, or give score.py --repair True",
     )
     correct = np.stack([np.argmax(row, axis=1) == data.labels for row in logits])
-    ordinary = np.arange(examples) < examples - data.canaries
+    natural = ~run_dir.canary_mask(experiment, examples)
     print(
-        f"{run}: {what} scored; accuracy {correct[keep & ordinary].mean():.2%} on members, "
-        f"{correct[~keep & ordinary].mean():.2%} on non-members"
+        f"{run}: {what} scored; accuracy {correct[data.keep & natural].mean():.2%} on members, "
+        f"{correct[~data.keep & natural].mean():.2%} on non-members"
         + f", {data.canaries} canaries left out"
         * bool(data.canaries)
     )
 
 
-def finished_groups(
-    experiment: Experiment, run: Path, data: Candidates, needed: Sequence[int]
-) -> list[Group]:
-    """The groups of all trained models of a run, the needed ones among them.
+def _tasks(stage: Stage, views: Views) -> list[Task]:
+    experiment, run, data = stage.experiment, stage.run, stage.data
+    config, network = experiment.score, build_network(experiment, data)
 
-    Raises:
-        InputError: changed data, foreign masks, or a needed model that is not trained.
-    """
-    if run_dir.read_versions(run).get("data_digest") != data.digest:
-        raise InputError(f"{run}: the data have changed since training; restore them")
-    keep, _ = run_dir.read_membership(run, experiment)
-    if not np.array_equal(keep, data.keep):
-        raise InputError(f"{run / run_dir.KEEP}: masks are not those of this run's seed")
-    models, steps = len(keep), total_steps(experiment, int(keep[0].sum()))
-    finished, _ = checkpoints.plan(run, models, steps, models)
-    trained = {n for group in finished for n in group.models}
-    missing = sorted(set(needed) - trained)
-    if missing:
-        raise InputError(
-            f"{run}: model{'s' * (len(missing) > 1)} {run_dir.as_ranges(missing)} of {models} not "
-            f"trained yet; run python train.py --run {shlex.quote(str(run))}"
+    def of_queries(mesh: Mesh) -> Sequence[int]:
+        if config.batch_size or ensemble.on_cpu(mesh):
+            return [config.batch_size or ensemble.CPU_SCORE_IMAGES]
+        return ACCELERATOR_STEPS
+
+    def of_gradients(mesh: Mesh) -> Sequence[int]:
+        return [1 if ensemble.on_cpu(mesh) else ACCELERATOR_GRADIENTS]
+
+    def task(
+        title: str,
+        gives: str,
+        product: Product,
+        of_model: Callable[..., tuple[Array, ...]],
+        queries: int,
+        steps: Callable[[Mesh], Sequence[int]] = of_queries,
+    ) -> Task:
+        def not_finite(model: int, example: int) -> str:
+            return (
+                f"{run}: model {model} gives {gives} that is not finite on example {example}; "
+                "train again in a new --run folder with a smaller train.learning_rate"
+            )
+
+        compute = _in_fastest_way(stage, title, of_model, queries, steps)
+        models, examples = data.keep.shape
+        return Task(title, product, compute, models, examples, queries, not_finite=not_finite)
+
+    queries, copies = len(views.mirror), config.noisy_queries + 1
+    product = score_files.phi(queries, data.classes, config.memguard)
+    of_model = scores_of_model(served(network, config.memguard), views)
+    tasks = [task("score", "a score", product, of_model, queries)]
+    if config.noisy_queries:
+        product = score_files.merlin(config.noisy_queries, config.noise)
+        of_copies = merlin_of_model(network, experiment.seed, config.noisy_queries, config.noise)
+        tasks.append(task("noisy queries", "a share of noisy queries", product, of_copies, copies))
+    if config.gradient_norm:
+        product, of_gradient = score_files.gradient_norm(), gradient_norm_of_model(network)
+        tasks.append(
+            task("gradient norms", "a gradient norm", product, of_gradient, 1, of_gradients)
         )
-    return finished
+    return tasks
 
 
-def _score_groups(
-    experiment: Experiment,
-    run: Path,
-    data: Candidates,
-    task: _Task,
-    left: list[tuple[Group, list[int]]],
-    devices: Sequence[jax.Device],
-    share: range,
-) -> None:
-    """Make a product's rows of the given models of each group and write them, some at a time."""
-    if not left:
-        return
-    network = build_network(experiment, data)
-    examples, inner = len(data.labels), list(task.product.arrays.values())
-    together = ensemble.group_size(0, ensemble.models_mesh(devices))
+def _in_fastest_way(
+    stage: Stage,
+    title: str,
+    of_model: Callable[..., tuple[Array, ...]],
+    queries: int,
+    steps: Callable[[Mesh], Sequence[int]],
+) -> Compute:
+    """Computes what a function of one model gives, in the way that is fastest where that is open.
 
-    @functools.cache
-    def on_devices(count: int) -> tuple[Mesh, tuple[Array, Array]]:
-        mesh = ensemble.models_mesh(devices[:count])
-        return mesh, place(data, mesh)
+    Args:
+        title: of the work.
+        of_model: (variables, index [S, B], images, labels) ↦ arrays [S, B, …].
+        queries: images per example.
+        steps: images per step to choose from on a mesh.
+    """
+    experiment, run, data = stage.experiment, stage.run, stage.data
+    way, measured = Inference(1, 1), 0  # for so many models together
 
-    @functools.cache
-    def inference(count: int, way: Inference) -> Program:
-        mesh, placed = on_devices(count)
-        return Program(ensemble.over_models(task.of_model, mesh, way.width), placed)
+    def program(models: Models, way: Inference) -> Program:
+        return Program(models.lift(of_model, way.width), models.data())
 
-    def fastest_way(variables: Any, count: int, check: Callable[[], None]) -> Inference:
-        mesh, _ = on_devices(min(count, len(devices)))
-        share = ensemble.slots(count, mesh) // mesh.size
+    def fastest(models: Models, check: Callable[[], None]) -> Inference:
+        share = ensemble.slots(models.count, models.mesh) // models.mesh.size
         about = {
-            "work": task.title,
+            "work": title,
             "models per device": share,
             "network": dataclasses.asdict(experiment.network),
             "images": data.image_shape,
             "classes": data.classes,
             "dtype": experiment.train.dtype,
-            "queries": task.images,
+            "queries": queries,
         }
 
         def trial(way: Inference) -> tuning.Trial:
-            placed = ensemble.put_padded(variables, mesh)
-            index = np.zeros(way.cut(task.images), np.int32)
-            infer = inference(mesh.size, way).compiled(placed, index)
+            index = np.zeros(way.cut(queries), np.int32)
+            infer = program(models, way).compiled(models.variables, index)
 
             def dispatches(units: int) -> None:
                 for _ in range(units):
-                    results = infer(placed, index)
+                    results = infer(models.variables, index)
                 jax.block_until_ready(results)
 
-            return tuning.Trial(dispatches, count * index.size * task.images, most=1000)
+            return tuning.Trial(dispatches, models.count * index.size * queries, most=1000)
 
-        open_ways = {
-            way: functools.partial(trial, way)
-            for way in inference_ways(experiment.train.width, task.steps(mesh), share, mesh)
-        }
-        return tuning.fastest(open_ways, about, mesh, str(run), "images", check)
+        ways = inference_ways(experiment.train.width, steps(models.mesh), share, models.mesh)
+        trials = {way: functools.partial(trial, way) for way in ways}
+        return tuning.fastest(trials, about, models.mesh, str(run), "images", check)
 
-    def forward(
-        variables: Any, count: int, way: Inference
-    ) -> Iterator[tuple[slice, list[Float[np.ndarray, "G B ..."]]]]:
-        """Examples and their results, while the devices make those of the next ones."""
-        mesh, _ = on_devices(min(count, len(devices)))
-        on_group = inference(mesh.size, way)
-        placed = ensemble.put_padded(variables, mesh)
-        waiting: deque[tuple[slice, tuple[Array, ...]]] = deque()
+    def compute(models: Models, examples: range, tick: Tick) -> list[np.ndarray]:
+        nonlocal way, measured
+        if models.count > measured:
+            way, measured = fastest(models, functools.partial(tick, 0)), models.count
+        call = functools.partial(program(models, way), models.variables)
+        return inference.in_dispatches(call, models, examples, way.cut(queries), tick, queries)
 
-        def taken() -> tuple[slice, list[np.ndarray]]:
-            part, results = waiting.popleft()
-            rows = ensemble.on_host(results, count)
-            length = part.stop - part.start
-            return part, [
-                array.reshape(count, -1, *shape)[:, :length]
-                for array, shape in zip(rows, inner, strict=True)
-            ]
-
-        steps, batch = way.cut(task.images)
-        for start in range(0, examples, steps * batch):
-            # The last dispatch is filled up with example 0: one shape, one compilation.
-            part = slice(start, min(start + steps * batch, examples))
-            index = np.zeros(steps * batch, np.int32)
-            index[: part.stop - start] = np.arange(part.start, part.stop)
-            results = on_group(placed, index.reshape(steps, batch))
-            for array in results:
-                array.copy_to_host_async()
-            waiting.append((part, results))
-            if len(waiting) > AHEAD:
-                yield taken()
-        while waiting:
-            yield taken()
-
-    done = len(share) - sum(len(models) for _, models in left)
-    progress = Progress(len(share) * examples, done * examples, task.title)
-    way, measured = Inference(1, 1), 0  # for so many models together
-    stopped = f"{run}: stopped; run the same command again to go on"
-    try:
-        with stop_requests() as stop:
-            for group, models in left:
-                stored = restored(run, group, network)
-                while models:
-                    chunk = models[: contiguous(models[:together])]
-                    check = functools.partial(stop.check, stopped)
-                    variables = _rows(stored, np.array(chunk) - group.first)
-                    arrays = [
-                        np.empty((len(chunk), examples, *shape), np.float32) for shape in inner
-                    ]
-                    try:
-                        if len(chunk) > measured:
-                            way = fastest_way(variables, len(chunk), check)
-                            measured = len(chunk)
-                        for part, found in forward(variables, len(chunk), way):
-                            for array, rows in zip(arrays, found, strict=True):
-                                array[:, part] = rows
-                            progress.advance(
-                                (part.stop - part.start) * len(chunk),
-                                f"{done}/{len(share)} models written, "
-                                f"{progress.rate(len(chunk)) * task.images:,.0f} queries/s",
-                            )
-                            check()
-                    except jax.errors.JaxRuntimeError as error:
-                        together = ensemble.halved(run, len(chunk), error)
-                        continue
-                    _refuse_non_finite(run, chunk, arrays[0], task.title)
-                    run_dir.write_part(run, task.product, chunk[0], *arrays)
-                    models, done = models[len(chunk) :], done + len(chunk)
-    finally:
-        progress.close()
-
-
-def contiguous(models: Sequence[int]) -> int:
-    """How many of these ascending numbers follow one another from the first on."""
-    return next((i for i, n in enumerate(models) if n != models[0] + i), len(models))
-
-
-def restored(run: Path, group: Group, network: Network) -> Any:
-    """The variables [G, …] of a finished group, each array as NumPy.
-
-    Raises:
-        InputError: the checkpoint is damaged or of another network.
-    """
-    one = jax.eval_shape(network.init, jax.random.key(0))
-    like = jax.tree.map(lambda leaf: np.empty((group.size, *leaf.shape), leaf.dtype), one)
-    return checkpoints.restore(run, group, like)
-
-
-def _rows(tree: Any, index: np.ndarray) -> Any:
-    return jax.tree.map(lambda leaf: leaf[index], tree)
-
-
-def _refuse_non_finite(run: Path, models: Sequence[int], array: np.ndarray, title: str) -> None:
-    bad = np.argwhere(~np.isfinite(array))
-    if len(bad):
-        raise InputError(
-            f"{run}: model {models[bad[0][0]]} gives a {title.removesuffix('s')} that is not "
-            f"finite on example {bad[0][1]}; train again in a new --run folder with a smaller "
-            "train.learning_rate"
-        )
+    return compute

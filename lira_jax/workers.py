@@ -10,9 +10,11 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
+
+from tqdm import tqdm
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -80,6 +82,29 @@ def in_order(
     finally:
         stop.set()
         pool.shutdown(cancel_futures=True)
+
+
+def each(
+    function: Callable[[Item], object],
+    items: Collection[Item],
+    most: int | None = None,
+    description: str = "",
+    progress: bool = False,
+) -> None:
+    """Apply a function to every item for what it does, as `in_order`, under a progress bar.
+
+    Args:
+        function, items, most: as for `in_order`.
+        description, progress: of the progress bar, shown if standard error is a terminal.
+    """
+    for _ in bar(in_order(function, items, most), len(items), description, progress):
+        pass
+
+
+def bar(items: Iterable[Item], total: int, description: str, progress: bool) -> Iterable[Item]:
+    """The items under a progress bar, if it is asked for and standard error is a terminal."""
+    hidden = None if progress else True
+    return tqdm(items, total=total, desc=description, leave=False, disable=hidden)
 
 
 def _end_if_abandoned() -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import jax
+import jaxtyping
 import pytest
 from etils.epath import backend, gpath
 from fsspec.registry import _registry
@@ -38,6 +39,7 @@ NOT_ON_THE_LIST = {
     "array_record",
     "jax_privacy",
     "dp_accounting",
+    "beartype",
 }
 
 
@@ -108,9 +110,31 @@ def pair(tiny: Experiment) -> Experiment:
     )
 
 
+@pytest.fixture(scope="module")
+def quick_to_compile() -> Iterator[None]:
+    """Slower programs, sooner, on a CPU."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", on_cpu())
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
+def any_shape() -> Iterator[None]:
+    """Shapes are not checked: the test gives senseless ones to see them refused."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
 @pytest.fixture
 def sketched(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are made, but neither laid out nor drawn, which takes most of the attack stage."""
+    sketch(monkeypatch)
+
+
+def sketch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `sketched` does, for fixtures of a wider scope."""
 
     def save(self: Figure, file: BinaryIO, *, format: str, **_: Any) -> None:
         del self

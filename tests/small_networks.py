@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from flax import nnx
 
+from lira_jax.networks import layers
+
 
 class Linear(nnx.Module):
     """Pixels, normalised over the batch, to logits."""
@@ -21,3 +23,16 @@ class Linear(nnx.Module):
 
 def network(**settings):
     return Linear(**settings)
+
+
+class Convolution(nnx.Module):
+    """A convolution, BatchNorm, ReLU, mean over pixels, dense: the parts of a ResNet, once each."""
+
+    def __init__(self, image_shape, classes, depth, width, dtype, rngs):
+        del depth
+        self.stem = layers.conv(image_shape[-1], width, stride=2, dtype=dtype, rngs=rngs)
+        self.norm = layers.normalisation("batch", width, dtype=dtype, rngs=rngs)
+        self.dense = layers.dense(width, classes, rngs=rngs)
+
+    def __call__(self, images):
+        return self.dense(nnx.relu(self.norm(self.stem(images))).mean(axis=(1, 2)))

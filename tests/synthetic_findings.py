@@ -9,6 +9,7 @@ import numpy as np
 from scipy.special import expit
 
 from lira_jax import evaluation, figures
+from lira_jax.analysis import verdict
 from lira_jax.analysis.statistics import statistic_curves
 from lira_jax.attacks import lira, references
 from lira_jax.config import AttackConfig, Experiment, flatten
@@ -111,12 +112,14 @@ def findings(
         tpr = curve.tpr[np.searchsorted(curve.fpr, grid, side="right") - 1]
         band = Band(grid, 0.8 * tpr, np.minimum(1.2 * tpr + 0.001, 1))
         curves[name] = Curve(curve, band if name.startswith("lira") else None)
+    exposed = vulnerability(base, member)
+    natural = ~held.canary if held.canary is not None else np.ones(examples, dtype=bool)
     return Findings(
-        metrics=metrics(held, entries),
+        metrics=metrics(held, entries, verdict.given_away(exposed, natural)),
         score_set=held,
         curves=curves,
         statistics=statistic_curves(held, rule, config),
-        vulnerability=vulnerability(base, member),
+        vulnerability=exposed,
         images=digits(examples) if images else None,
         classes=classes,
     )
@@ -159,7 +162,7 @@ def vulnerability(scores: np.ndarray, member: np.ndarray) -> Vulnerability:
     )
 
 
-def metrics(held: ScoreSet, entries: list[dict[str, Any]]) -> dict[str, Any]:
+def metrics(held: ScoreSet, entries: list[dict[str, Any]], given_away: int) -> dict[str, Any]:
     """metrics.json, schema 2, with every field."""
     models, examples, _ = held.scores.shape
     members = int(held.keep.sum())
@@ -174,7 +177,8 @@ def metrics(held: ScoreSet, entries: list[dict[str, Any]]) -> dict[str, Any]:
         "online": ["Per-example IN & OUT threshold", "+ logit scaling", "+ Gaussian",
                    "+ multiple queries"],
     }  # fmt: skip
-    return {
+    canaries = 0 if held.canary is None else int(held.canary.sum())
+    whole = {
         "schema": 2,
         "source": held.source,
         "models": models,
@@ -186,7 +190,8 @@ def metrics(held: ScoreSet, entries: list[dict[str, Any]]) -> dict[str, Any]:
         "centre": "mean",
         "members": members,
         "nonmembers": held.keep.size - members,
-        "canaries": 0 if held.canary is None else int(held.canary.sum()),
+        "folds": models // 2,
+        "canaries": canaries,
         "attacks": entries,
         "not_run": [{"name": "bavaria", "title": "A variant", "reason": "it needs <more>"}],
         "ablation": [
@@ -206,7 +211,10 @@ def metrics(held: ScoreSet, entries: list[dict[str, Any]]) -> dict[str, Any]:
              "nonmember": float(right[~keep].mean())}
             for model, (right, keep) in enumerate(zip(correct, held.keep, strict=True))
         ],
-        "vulnerability": {"attack": "lira-online", "examples": examples, "d_median": 0.7},
+        "vulnerability": {
+            "attack": "lira-online", "examples": examples - canaries, "d_median": 0.7,
+            "given_away": given_away,
+        },
         "epsilon": {
             "attack": "lira-online", "reason": None, "epsilon": 2.31, "clopper_pearson": 2.6,
             "ceiling": 5.1, "delta": 1e-5, "confidence": 0.95, "candidates": len(entries),
@@ -229,3 +237,4 @@ def metrics(held: ScoreSet, entries: list[dict[str, Any]]) -> dict[str, Any]:
         "settings": flatten(Experiment()),
         "versions": {"lira_jax": "0.1.0", "numpy": "2.4.6"},
     }  # fmt: skip
+    return whole | {"verdict": verdict.verdict(whole)}

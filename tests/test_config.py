@@ -10,31 +10,46 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lira_jax import config
+from lira_jax import config, config_file
 from lira_jax.config import (
-    FREE_TO_CHANGE,
     AttackConfig,
     DataConfig,
     Experiment,
+    LabelOnlyConfig,
     NetworkConfig,
     ScoreConfig,
     TrainConfig,
     TrustConfig,
 )
 from lira_jax.errors import InputError
+from lira_jax.run import continuing
+from lira_jax.run.continuing import FREE_TO_CHANGE
 
-CONFIGS = sorted(Path(__file__).resolve().parents[1].glob("configs/*.toml"))
+CONFIGS = sorted(Path(__file__).resolve().parents[1].glob("configs/**/*.toml"))
 
 texts = st.text(st.characters(codec="utf-8"))
 floats = st.floats(allow_nan=False)
 experiments = st.builds(
     Experiment,
     seed=st.integers(),
-    data=st.builds(DataConfig, name=texts, path=texts, limit=st.integers()),
+    data=st.builds(
+        DataConfig,
+        name=texts,
+        path=texts,
+        limit=st.integers(),
+        leave_out=st.lists(texts, unique=True),
+    ),
     network=st.builds(NetworkConfig, arch=texts),
     train=st.builds(TrainConfig, keep=texts, learning_rate=floats, ema=floats, momentum=floats),
     score=st.builds(ScoreConfig),
-    attack=st.builds(AttackConfig),
+    label_only=st.builds(
+        LabelOnlyConfig,
+        targets=st.lists(st.integers(), unique=True),
+        noise=st.lists(floats, unique=True),
+    ),
+    attack=st.builds(
+        AttackConfig, temperatures=st.lists(floats | st.just("fit"), unique=True, max_size=3)
+    ),
 )
 every_character = "".join(chr(code) for code in range(0x100)) + "\u2028\ufeff\\u0041€𝄞"
 
@@ -46,7 +61,7 @@ def written(folder: Path, text: str | bytes) -> Path:
 
 
 def load_text(folder: Path, text: str | bytes) -> Experiment:
-    return config.load(written(folder, text))
+    return config_file.load(written(folder, text))
 
 
 def refusal(folder: Path, text: str | bytes) -> str:
@@ -75,7 +90,7 @@ def of(**changes: object) -> Experiment:
 @example(of(train__learning_rate=float("inf"), train__ema=1e-300, train__momentum=1e22))
 def test_what_is_written_is_read_back(tmp_path_factory, experiment):
     folder = tmp_path_factory.getbasetemp()
-    text = config.to_toml(experiment, {"data_digest": every_character})
+    text = config_file.to_toml(experiment, {"data_digest": every_character})
     assert load_text(folder, text) == experiment
     assert tomllib.loads(text)["run"] == {"data_digest": every_character}
 
@@ -91,8 +106,8 @@ def test_a_byte_order_mark_is_no_mistake(tmp_path):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_config_of_the_repository_can_be_used(path):
-    experiment = config.check(config.load(path))
-    assert config.differences(experiment, Experiment())
+    experiment = config.check(config_file.load(path))
+    assert continuing.differences(experiment, Experiment())
 
 
 @pytest.mark.parametrize(
@@ -169,12 +184,12 @@ def test_a_whole_number_is_a_number(tmp_path):
 def test_a_missing_file_is_named(tmp_path, name):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=f"{name}: no such file; configs/ holds examples"):
-        config.load(tmp_path / name)
+        config_file.load(tmp_path / name)
 
 
 def test_a_folder_is_no_file(tmp_path):
     with pytest.raises(InputError, match="not readable"):
-        config.load(tmp_path)
+        config_file.load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +205,7 @@ def test_a_folder_is_no_file(tmp_path):
         ({"train__models": 0}, "at least 1"),
         ({"train__models": -2}, "at least 1"),
         ({"seed": -1}, "seed = -1: must be at least 0"),
-        ({"seed": 2**32}, "seed = 4294967296: must be below"),
+        ({"seed": 2**32}, "seed = 4294967296: must be at least 0 and below 4294967296"),
         ({"data__limit": -1}, "data.limit"),
         ({"network__depth": 0}, "network.depth"),
         ({"network__width": -16}, "network.width"),
@@ -256,11 +271,13 @@ def changed(value: object) -> object:
 def test_a_run_may_go_on_only_if_nothing_that_changes_its_weights_differs(name):
     run = of(data__canaries=2)
     before = config.flatten(run)[name]
-    after = "1/3" if name == "train.keep" else changed(before)
+    after = {"train.keep": "1/3", "trust.inputs": "test"}.get(name) or changed(before)
+    if name in LISTS and after == f"{before}x":
+        after = f"{before}, 7".removeprefix(", ")
     section, _, key = name.rpartition(".")
     held = getattr(run, section) if section else run
     other = dataclasses.replace(held, **{key: after})
-    found = config.differences(
+    found = continuing.differences(
         run, dataclasses.replace(run, **{section: other}) if section else other
     )
     free = name in FREE_TO_CHANGE or name.startswith(("score.", "label_only.", "trust.", "attack."))
@@ -269,90 +286,134 @@ def test_a_run_may_go_on_only_if_nothing_that_changes_its_weights_differs(name):
 
 def test_the_kind_of_no_canaries_is_no_difference():
     noise = of(data__canary_kind="noise")
-    assert config.differences(Experiment(), noise) == []
+    assert continuing.differences(Experiment(), noise) == []
     some = dataclasses.replace(noise, data=dataclasses.replace(noise.data, canaries=3))
-    assert config.differences(Experiment(), some) == [("data.canaries", 0, 3)]
+    assert continuing.differences(Experiment(), some) == [("data.canaries", 0, 3)]
     mislabelled = of(data__canaries=3)
-    assert config.differences(mislabelled, some) == [("data.canary_kind", "mislabelled", "noise")]
+    assert continuing.differences(mislabelled, some) == [
+        ("data.canary_kind", "mislabelled", "noise")
+    ]
 
 
 def test_another_spelling_of_the_same_keep_fraction_is_no_difference():
-    assert config.differences(of(train__keep="1/2"), of(train__keep="2/4")) == []
+    assert continuing.differences(of(train__keep="1/2"), of(train__keep="2/4")) == []
 
 
 def test_weights_to_begin_with_may_lie_elsewhere_but_not_appear_or_vanish():
     """That they are the same is told by their digest."""
     none, here, there = (of(defence__transfer_from=path) for path in ("", "a", "b"))
-    assert config.differences(here, there) == []
-    assert config.differences(none, here) == [("defence.transfer_from", "", "a")]
-    assert config.differences(here, none) == [("defence.transfer_from", "a", "")]
+    assert continuing.differences(here, there) == []
+    assert continuing.differences(none, here) == [("defence.transfer_from", "", "a")]
+    assert continuing.differences(here, none) == [("defence.transfer_from", "a", "")]
 
 
 def test_free_fields_exist():
     assert set(config.flatten(Experiment())) >= FREE_TO_CHANGE
 
 
-# Inputs from elsewhere.
+# Lists.
+
+LISTS = {
+    "data.leave_out": ("ship, truck", ["ship", "truck"], ("ship", "truck")),
+    "label_only.sources": ("0, 2-4,7", [0, "2-4", 7], (0, 2, 3, 4, 7)),
+    "label_only.targets": ("", [], ()),
+    "label_only.rotations": (" 4,30", [4, 30.0], (4.0, 30.0)),
+    "label_only.translations": ("1, 2.0,", [1, 2], (1, 2)),
+    "label_only.noise": ("1e-1", [0.1], (0.1,)),
+    "label_only.flips": (" , ", [], ()),
+    "trust.inputs": (" scaled,test ,", ["scaled", "test"], ("scaled", "test")),
+    "trust.data_sets": ("mnist=../mnist, a=b=c", ["mnist=../mnist", "a=b=c"], None),
+    "trust.same_classes": (" mnist,", ["mnist"], ("mnist",)),
+    "attack.temperatures": (" fit, 0.5,2", ["fit", 0.5, 2], ("fit", 0.5, 2.0)),
+}
 
 
-def test_inputs_and_data_sets_are_parsed() -> None:
-    assert config.input_kinds(TrustConfig()) == config.INPUT_KINDS
-    assert config.input_kinds(TrustConfig(inputs=" scaled,test ,")) == ("scaled", "test")
-    assert config.input_kinds(TrustConfig(inputs="")) == ()
-    trust = TrustConfig(data_sets="mnist = ../mnist , odd=a=b", same_classes=" odd,")
+def test_lists_are_lists_and_text_with_commas_as_earlier_versions_wrote_it(tmp_path):
+    """All three ways to give them: TOML's lists, text, and Python's sequences."""
+    for name, (text, entries, expected) in LISTS.items():
+        section, _, key = name.partition(".")
+        expected = expected or tuple(entries)
+        shown = repr(entries).replace("'", '"')
+        for written in (f'"{text}"', shown):
+            read = load_text(tmp_path, f"[{section}]\n{key} = {written}")
+            assert getattr(getattr(read, section), key) == expected
+        given = getattr(of(**{f"{section}__{key}": entries}), section)
+        assert getattr(given, key) == expected
+        assert list(map(type, getattr(given, key))) == list(map(type, expected))
+        # As records of runs show it: like the text that earlier versions were given.
+        assert config.flatten(load_text(tmp_path, f"[{section}]\n{key} = {shown}"))[
+            name
+        ] == ", ".join(str(entry).removesuffix(".0") for entry in expected)
+
+
+def test_the_defaults_are_recorded_as_before_lists_were_lists():
+    flat = config.flatten(Experiment())
+    assert {name: flat[name] for name in LISTS} == {
+        "data.leave_out": "", "label_only.sources": "0", "label_only.targets": "",
+        "label_only.rotations": "1, 4, 8", "label_only.translations": "1, 2",
+        "label_only.noise": "0.02, 0.05, 0.1", "label_only.flips": "", "trust.inputs": "all",
+        "trust.data_sets": "", "trust.same_classes": "", "attack.temperatures": "fit, 0.5, 2, 10",
+    }  # fmt: skip
+
+
+def test_a_run_goes_on_whose_config_has_text_for_lists(tmp_path):
+    old = load_text(tmp_path, '[data]\nleave_out = "ship,truck"\n[label_only]\nnoise = "0.1"')
+    new = of(data__leave_out=("ship", "truck"), label_only__noise=[0.1])
+    assert old == new
+    assert load_text(tmp_path, config_file.to_toml(old, {})) == new
+    assert continuing.differences(old, new) == []
+
+
+def test_sources_of_data_sets_may_hold_any_sign() -> None:
+    trust = TrustConfig(data_sets=("mnist = ../mnist ", "odd=a=b"))
     assert config.other_data_sets(trust) == {"mnist": "../mnist", "odd": "a=b"}
-    assert config.same_classes(trust) == {"odd"}
     assert config.other_data_sets(TrustConfig()) == {}
 
 
 @pytest.mark.parametrize(
-    ("trust", "part"),
+    ("name", "text", "part"),
     [
-        ({"inputs": "test, tset"}, 'trust.inputs = "test, tset": tset is no kind of input'),
-        ({"inputs": "test, scaled, test"}, "test is there twice"),
-        ({"inputs": "test, all"}, "all is every kind"),
-        ({"inputs": "all, all"}, "all is every kind"),
-        ({"data_sets": "mnist"}, 'trust.data_sets = "mnist": mnist is no name=source'),
-        ({"data_sets": "mnist="}, "mnist= is no name=source"),
-        ({"data_sets": "=mnist"}, "=mnist is no name=source"),
-        ({"data_sets": "a/b=c"}, "a/b cannot name files"),
-        ({"data_sets": "..=c"}, ".. cannot name files"),
-        ({"data_sets": "é=c"}, "é cannot name files"),
-        ({"data_sets": f"{'n' * 65}=c"}, "at most 64"),
-        ({"data_sets": "a=b, A=c"}, "the name A is taken"),
-        ({"data_sets": "Test=c"}, "the name Test is taken"),
-        ({"data_sets": "fit=c"}, "the name fit is taken"),
-        ({"data_sets": "candidates=c"}, "the name candidates is taken"),
-        ({"data_sets": "generated=c"}, "the name generated is taken"),
-        (
-            {"data_sets": "a=b, c=d", "same_classes": "e"},
-            'trust.same_classes = "e": e is no name in trust.data_sets, which has a, c',
-        ),
-        ({"same_classes": "e"}, "which has none"),
+        ("trust.inputs", "test, tset", 'inputs = "test, tset": tset must be all or test or perm'),
+        ("trust.inputs", "test, scaled, test", "test is there twice"),
+        ("trust.inputs", "test, all", "all is every kind"),
+        ("trust.inputs", "all, all", "all is there twice"),
+        ("trust.data_sets", "mnist", 'trust.data_sets = "mnist": mnist is no name=source'),
+        ("trust.data_sets", "mnist=", "mnist= is no name=source"),
+        ("trust.data_sets", "=mnist", "=mnist is no name=source"),
+        ("trust.data_sets", "a/b=c", "a/b cannot name files"),
+        ("trust.data_sets", "..=c", ".. cannot name files"),
+        ("trust.data_sets", "é=c", "é cannot name files"),
+        ("trust.data_sets", f"{'n' * 65}=c", "at most 64"),
+        ("trust.data_sets", "a=b, A=c", "the name A is taken"),
+        *(("trust.data_sets", f"{name}=c", f"the name {name} is taken")
+          for name in ("Test", "fit", "candidates", "generated")),
+        ("trust.same_classes", "e", 'same_classes = "e": e is no name in trust.data_sets, which'),
+        *(("attack.temperatures", bad, f'attack.temperatures = "{bad}": must be at least 1e-06')
+          for bad in ("0", "-1", "1e-40")),
+        *(("attack.temperatures", bad, "must be a finite number") for bad in ("nan", "inf")),
+        ("attack.temperatures", "2, warm", '"2, warm": warm must be a number or fit'),
+        ("attack.temperatures", "2, 2.0", "2.0 is there twice"),
+        ("attack.temperatures", "fit, fit", "fit is there twice"),
+        ("label_only.rotations", "0", 'rotations = "0": must be above 0 and at most 180'),
+        ("label_only.rotations", "5, x", '"5, x": x must be a number'),
+        ("label_only.translations", "1.5", "1.5 must be a whole number or a range such as 2-5"),
+        ("label_only.translations", "0", "must be at least 1"),
+        ("label_only.flips", "1.1", "must be above 0 and at most 1"),
+        ("label_only.sources", "5-2", "5-2 must be a whole number or a range"),
+        ("label_only.sources", "0, 0-3", "0-3 is there twice"),
+        ("label_only.targets", "all", "all must be a whole number or a range"),
     ],
-)
-def test_bad_inputs_are_refused_before_anything_is_read(trust: dict[str, str], part: str) -> None:
-    with pytest.raises(InputError) as caught:
-        config.check(Experiment(trust=TrustConfig(**trust)))
-    assert part in str(caught.value)
-    assert "\n" not in str(caught.value)
+)  # fmt: skip
+def test_bad_entries_of_lists_are_refused_by_name(tmp_path, name, text, part) -> None:
+    section, _, key = name.partition(".")
+    message = refusal(tmp_path, f'[{section}]\n{key} = "{text}"')
+    assert part in message
+    with pytest.raises(InputError, match=name):
+        config.check(of(**{f"{section}__{key}": text.split(", ")}))
 
 
-def test_temperatures_are_parsed() -> None:
-    assert config.temperatures(AttackConfig(temperatures=" fit, 0.5,2")) == ("fit", 0.5, 2.0)
-    assert config.temperatures(AttackConfig(temperatures="")) == ()
-
-
-@pytest.mark.parametrize(
-    ("text", "word"),
-    [
-        *((bad, f"{bad} is no temperature") for bad in ("0", "-1", "nan", "inf", "1e-40", "warm")),
-        ("2, 2.0", "2.0 is there twice"),
-        ("fit, fit", "fit is there twice"),
-    ],
-)
-def test_a_temperature_is_positive_and_given_once(text: str, word: str) -> None:
-    with pytest.raises(InputError) as caught:
-        config.check(Experiment(attack=AttackConfig(temperatures=text)))
-    assert f'attack.temperatures = "{text}": {word}' in str(caught.value)
-    assert "\n" not in str(caught.value)
+@pytest.mark.parametrize("value", ["4", "true", "{a = 1}", "[[1]]", "[true]", "[2026-01-01]"])
+def test_a_list_of_something_else_is_refused(tmp_path, value):
+    message = refusal(tmp_path, f"[label_only]\nrotations = {value}")
+    assert "label_only.rotations = " in message
+    assert "must be a" in message

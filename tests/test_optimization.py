@@ -17,7 +17,6 @@ from lira_jax.optimization import (
     one_cycle_schedule,
     optimizer,
     paper_schedule,
-    steps_per_epoch,
     train_step,
 )
 
@@ -87,7 +86,7 @@ def test_steps_equal_sgd_by_hand_with_decay_on_kernels_only(optimizer, momentum,
         label_smoothing=smoothing,
     )
     states, x, y, losses = run_steps(config, 5)
-    kernel = np.asarray(states[0]["variables"]["params"]["kernel"], np.float64)
+    kernel = np.asarray(states[0].variables["params"]["kernel"], np.float64)
     bias, speed_kernel, speed_bias = np.ones(2), 0.0, 0.0
     for batch, labels, measured in zip(x, y, losses, strict=True):
         loss, d_kernel, d_bias = gradient(kernel, bias, batch, labels, smoothing)
@@ -100,7 +99,7 @@ def test_steps_equal_sgd_by_hand_with_decay_on_kernels_only(optimizer, momentum,
             bias = bias - 0.5 * (d_bias + momentum * speed_bias)
         else:
             kernel, bias = kernel - 0.5 * speed_kernel, bias - 0.5 * speed_bias
-    params = states[-1]["variables"]["params"]
+    params = states[-1].variables["params"]
     np.testing.assert_allclose(params["kernel"], kernel, rtol=1e-4)
     np.testing.assert_allclose(params["bias"], bias, rtol=1e-4)
 
@@ -109,7 +108,7 @@ def test_steps_equal_sgd_by_hand_with_decay_on_kernels_only(optimizer, momentum,
 def test_adams_first_step_moves_every_weight_by_the_learning_rate():
     config = dataclasses.replace(PLAIN, optimizer="adam", learning_rate=0.01)
     states, *_ = run_steps(config, 1)
-    before, after = (state["variables"]["params"]["kernel"] for state in states)
+    before, after = (state.variables["params"]["kernel"] for state in states)
     np.testing.assert_allclose(np.abs(after - before), 0.01, rtol=1e-3)
 
 
@@ -187,7 +186,7 @@ def test_the_moving_average_is_debiased_and_covers_normalisation_statistics():
     states, *_ = run_steps(config, 4)
     weights = 0.8 ** np.arange(3, -1, -1)
     for part, name in (("params", "kernel"), ("rest", "count")):
-        values = np.array([np.asarray(state["variables"][part][name]) for state in states[1:]])
+        values = np.array([np.asarray(state.variables[part][name]) for state in states[1:]])
         expected = np.tensordot(weights / weights.sum(), values, axes=1)
         got = evaluated_variables(states[-1], config)[part][name]
         np.testing.assert_allclose(got, expected, rtol=1e-5)
@@ -195,16 +194,16 @@ def test_the_moving_average_is_debiased_and_covers_normalisation_statistics():
 
 def test_without_a_moving_average_the_last_weights_are_evaluated():
     states, *_ = run_steps(PLAIN, 3)
-    assert evaluated_variables(states[-1], PLAIN) is states[-1]["variables"]
+    assert evaluated_variables(states[-1], PLAIN) is states[-1].variables
 
 
 def test_normalisation_parameters_and_biases_have_no_decay():
-    network = build(NetworkConfig("resnet", 8, 4), (8, 8, 1), 10)
+    network = build(NetworkConfig("tests.small_networks:Convolution", width=4), (8, 8, 1), 10)
     config = dataclasses.replace(PLAIN, learning_rate=1.0, weight_decay=0.5)
     state = jax.jit(lambda key: new_state(key, network, config, 1))(jax.random.key(0))
-    params = state["variables"]["params"]
+    params = state.variables["params"]
     zero = jax.tree.map(jnp.zeros_like, params)
-    update, _ = jax.jit(optimizer(config, 1).update)(zero, state["optimizer"], params)
+    update, _ = jax.jit(optimizer(config, 1).update)(zero, state.optimizer, params)
     for path, change in jax.tree_util.tree_leaves_with_path(update):
         decayed = path[-1].key == "kernel"
         assert bool(jnp.any(change != 0)) == decayed, path
@@ -238,5 +237,5 @@ def test_an_l1_penalty_pulls_weights_without_use_to_zero_and_l2_does_not():
 
 
 def test_the_rest_of_a_shuffle_is_left_out():
-    assert steps_per_epoch(898, 32) == 28
-    assert steps_per_epoch(32, 32) == 1
+    assert TrainConfig(batch_size=32).steps_per_epoch(898) == 28
+    assert TrainConfig(batch_size=32, epochs=3).total_steps(32) == 3

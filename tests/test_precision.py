@@ -18,7 +18,7 @@ from lira_jax.config import NetworkConfig
 from lira_jax.networks import build
 from lira_jax.networks.conv import conv_general_dilated
 from lira_jax.optimization import cross_entropy
-from lira_jax.run import run_dir
+from lira_jax.run import run_dir, score_files
 from tests.conftest import NOT_ON_THE_LIST, with_train
 from tests.precision import (
     DEFAULTS,
@@ -30,6 +30,8 @@ from tests.precision import (
     on_cpu,
 )
 from tests.test_training import trained_weights
+
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 
 @pytest.fixture(params=DEFAULTS)
@@ -169,11 +171,11 @@ def test_scores_of_trained_weights_keep_the_digits_that_the_table_states(
 ):
     """Of the same weights: training goes other ways from the first ReLU on that turns."""
     copy = shutil.copytree(run, tmp_path / "run")
-    for name in (run_dir.SCORES, run_dir.LOGITS):
+    for name in (score_files.SCORES, score_files.LOGITS):
         (copy / name).unlink()
     with default_arithmetic(default):
         scoring.score(pair, copy, jax.devices()[:1])
-    got, want = (np.load(folder / run_dir.SCORES) for folder in (copy, run))
+    got, want = (np.load(folder / score_files.SCORES) for folder in (copy, run))
     assert_within(np.sqrt(np.mean((got - want) ** 2)) / want.std(), default.phi)
 
 

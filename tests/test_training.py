@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -9,15 +10,26 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lira_jax import ensemble, networks, scoring, training
-from lira_jax.candidates import build_network, candidates, total_steps
+from lira_jax import (
+    ensemble,
+    inference,
+    networks,
+    scoring,
+    shadow_models,
+    training,
+    training_width,
+    tuning,
+)
+from lira_jax.candidates import build_network, candidates
 from lira_jax.config import DataConfig, Experiment, NetworkConfig, TrainConfig
 from lira_jax.errors import InputError
-from lira_jax.interrupts import StopRequest
+from lira_jax.interrupts import Stopped, StopRequest
 from lira_jax.run import checkpoints, run_dir
 from lira_jax.run.checkpoints import Group
 from tests.conftest import with_train
 from tests.precision import assert_same
+
+CONVOLUTION = NetworkConfig("tests.small_networks:Convolution", width=8)
 
 
 def trained_weights(experiment: Experiment, run: Path) -> dict[int, np.ndarray]:
@@ -25,10 +37,10 @@ def trained_weights(experiment: Experiment, run: Path) -> dict[int, np.ndarray]:
     data = candidates(experiment)
     network = build_network(experiment, data)
     weights = {}
-    steps = total_steps(experiment, int(data.keep[0].sum()))
+    steps = experiment.train.total_steps(int(data.keep[0].sum()))
     for group in checkpoints.saved_groups(run):
         assert group.step == steps
-        tree = scoring.restored(run, group, network)
+        tree = inference.restored(run, group, network)
         leaves = [leaf.reshape(group.size, -1) for leaf in jax.tree.leaves(tree)]
         for row, vector in enumerate(np.concatenate(leaves, axis=1)):
             weights[group.first + row] = vector
@@ -41,7 +53,7 @@ def eight() -> Experiment:
     return Experiment(
         seed=5,
         data=DataConfig(limit=80),
-        network=NetworkConfig("resnet", 8, 4),
+        network=CONVOLUTION,
         train=TrainConfig(
             models=8, epochs=4, batch_size=8, shift=1, ema=0.9, eval_examples=8, group=8
         ),
@@ -56,7 +68,7 @@ def alone(eight, tmp_path_factory) -> dict[int, np.ndarray]:
     return trained_weights(eight, run)
 
 
-@pytest.mark.parametrize("devices", [1, 2, 4])
+@pytest.mark.parametrize("devices", [1, 4])
 def test_a_model_is_bitwise_the_same_alone_in_a_group_and_over_devices(
     eight, alone, devices, tmp_path
 ):
@@ -80,10 +92,9 @@ def test_models_differ_in_initial_weights_data_order_and_members(eight, alone):
     assert len({weights.tobytes() for weights in alone.values()}) == 8
     data = candidates(eight)
     network = build_network(eight, data)
-    init = training.init_model(eight, network, 20, 10)
+    init = shadow_models.init_model(eight, network, 20, 10)
     first, second = (
-        np.asarray(init(np.int32(model))["variables"]["params"]["stem"]["kernel"])
-        for model in (0, 1)
+        np.asarray(init(np.int32(model)).variables["params"]["stem"]["kernel"]) for model in (0, 1)
     )
     assert np.abs(first - second).max() > 0.01
 
@@ -100,43 +111,45 @@ class StopAfter(StopRequest):
         return 2 if self.left <= 0 else 0
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tiny, tmp_path_factory) -> Path:
-    """A run of the two models, one after the other; not to be changed."""
-    run = tmp_path_factory.mktemp("undisturbed") / "run"
-    training.train(with_train(tiny, group=1), run, jax.devices()[:1])
-    return run
-
-
-@pytest.mark.parametrize("checks", [1, 3, 7])
-@pytest.mark.parametrize("seconds", [0.0, 2.0])
-def test_a_stopped_run_goes_on_to_the_same_weights(
-    tiny, undisturbed, checks, seconds, tmp_path, monkeypatch
-):
-    """Stopped after some dispatches: of one step each, so within an epoch, or longer ones."""
-    from contextlib import contextmanager
-
-    from lira_jax.interrupts import Stopped
-
-    one = jax.devices()[:1]
-    experiment = with_train(tiny, group=1)
+def stop_training(experiment: Experiment, run: Path, dispatches: int, seconds: float = 2.0) -> None:
+    """Train on one device until a signal comes, during the given dispatch of about so long."""
 
     @contextmanager
     def stopping():
-        yield StopAfter(checks)
+        yield StopAfter(dispatches)
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "stop_requests", stopping)
         patch.setattr(training, "DISPATCH_SECONDS", seconds)
         with pytest.raises(Stopped):
-            training.train(experiment, tmp_path / "parts", one)
+            training.train(experiment, run, jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def two(tiny) -> Experiment:
+    """Two models, one after the other."""
+    return with_train(dataclasses.replace(tiny, network=CONVOLUTION), group=1)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(two, tmp_path_factory) -> Path:
+    """A run of the two models; not to be changed."""
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    training.train(two, run, jax.devices()[:1])
+    return run
+
+
+@pytest.mark.parametrize(("checks", "seconds"), [(1, 0.0), (7, 0.0), (3, 2.0)])
+def test_a_stopped_run_goes_on_to_the_same_weights(two, undisturbed, checks, seconds, tmp_path):
+    """Stopped after some dispatches: of one step each, so within an epoch, or longer ones."""
+    stop_training(two, tmp_path / "parts", checks, seconds)
     begun = checkpoints.saved_groups(tmp_path / "parts")
     if not seconds:
         assert sum(group.step for group in begun) == checks
     assert begun
-    training.train(experiment, tmp_path / "parts", one)
-    expected = trained_weights(tiny, undisturbed)
-    for model, weights in trained_weights(tiny, tmp_path / "parts").items():
+    training.train(two, tmp_path / "parts", jax.devices()[:1])
+    expected = trained_weights(two, undisturbed)
+    for model, weights in trained_weights(two, tmp_path / "parts").items():
         np.testing.assert_array_equal(weights, expected[model])
     log = run_dir.read_log(tmp_path / "parts")
     epochs = [(*line["models"], line["epoch"]) for line in log]
@@ -159,24 +172,12 @@ class WithDropout(nnx.Module):
 
 
 @pytest.mark.parametrize("ema", [0.0, pytest.param(0.9, marks=pytest.mark.accelerator)])
-def test_a_users_network_with_dropout_trains_goes_on_and_scores(tiny, ema, tmp_path, monkeypatch):
-    from contextlib import contextmanager
-
-    from lira_jax.interrupts import Stopped
-
+def test_a_users_network_with_dropout_trains_goes_on_and_scores(tiny, ema, tmp_path):
     network = dataclasses.replace(tiny.network, arch=f"{__name__}:WithDropout")
     experiment = with_train(dataclasses.replace(tiny, network=network), ema=ema)
     one = jax.devices()[:1]
     training.train(with_train(experiment, group=2), tmp_path / "whole", one)
-
-    @contextmanager
-    def stopping():
-        yield StopAfter(2)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "stop_requests", stopping)
-        with pytest.raises(Stopped):
-            training.train(with_train(experiment, group=1), tmp_path / "parts", one)
+    stop_training(with_train(experiment, group=1), tmp_path / "parts", 2)
     training.train(with_train(experiment, group=1), tmp_path / "parts", one)
     expected = trained_weights(experiment, tmp_path / "whole")
     for model, weights in trained_weights(experiment, tmp_path / "parts").items():
@@ -224,17 +225,18 @@ def test_networks_learn_their_members_and_the_log_says_so(tmp_path):
     assert all(record["seconds"] > 0 for record in log)
 
 
-@pytest.mark.parametrize("augmentation", [{"mirror": False, "shift": 0}, {"cutout": 3}])
-@pytest.mark.parametrize("optimizer", ["sgd", pytest.param("adam", marks=pytest.mark.accelerator)])
+@pytest.mark.parametrize(
+    ("optimizer", "augmentation"),
+    [
+        ("sgd", {"mirror": False, "shift": 0}),
+        pytest.param("adam", {"cutout": 3}, marks=pytest.mark.accelerator),
+    ],
+)
 def test_every_optimiser_and_augmentation_trains_in_bfloat16(
-    tiny, augmentation, optimizer, tmp_path
+    two, augmentation, optimizer, tmp_path
 ):
-    if optimizer == "adam":  # the ResNet once, to compile less
-        tiny = dataclasses.replace(
-            tiny, network=dataclasses.replace(tiny.network, arch=f"{__name__}:WithDropout")
-        )
     experiment = with_train(
-        tiny,
+        two,
         group=2,
         optimizer=optimizer,
         learning_rate=0.01,
@@ -294,20 +296,9 @@ def test_a_group_too_large_for_memory_is_halved(
     small, small_alone, begun, tmp_path, monkeypatch, capsys
 ):
     """Begun on a device that held all eight, or not."""
-    from contextlib import contextmanager
-
-    from lira_jax.interrupts import Stopped
-
-    @contextmanager
-    def stopping():
-        yield StopAfter(2)
-
     run, one = tmp_path / "run", jax.devices()[:1]
     if begun:
-        with monkeypatch.context() as patch:
-            patch.setattr(training, "stop_requests", stopping)
-            with pytest.raises(Stopped):
-                training.train(small, run, one)
+        stop_training(small, run, 2)
     monkeypatch.setattr(training, "programs", with_memory_for(2))
     training.train(small, run, one)
     out = capsys.readouterr().out
@@ -327,15 +318,15 @@ def test_one_model_too_large_for_memory_is_named(small, tmp_path, monkeypatch):
 @pytest.fixture
 def measured(tmp_path, monkeypatch):
     """As on an accelerator: the width is found by measuring, and remembered in a new folder."""
-    choose, ours = training.ways, NetworkConfig()  # these networks are users' own
+    choose, ours = training_width.ways, NetworkConfig()  # these networks are users' own
 
     def ways(experiment, share, _):
         return choose(dataclasses.replace(experiment, network=ours), share, on_cpu=False)
 
-    monkeypatch.setattr(training, "ways", ways)
+    monkeypatch.setattr(training_width, "ways", ways)
     before = jax.config.values["jax_compilation_cache_dir"]
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "programs"))
-    monkeypatch.setattr(training.tuning, "SECONDS", 0.01)
+    monkeypatch.setattr(tuning, "SECONDS", 0.01)
     yield
     jax.config.update("jax_compilation_cache_dir", before)
 
@@ -366,9 +357,9 @@ def test_a_width_left_open_is_measured_once_recorded_and_changes_only_rounding(
         assert not failed
         return {way: rates[str(way)] for way in found}, {}
 
-    measure = training.tuning.rates
+    measure = tuning.rates
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.tuning, "rates", as_measured)
+        patch.setattr(tuning, "rates", as_measured)
         training.train(small, run, one)
     assert f"{run}: width 4 with grouped gradients, 3 model-steps/s, is the fastest of 5 ways" in (
         capsys.readouterr().out
@@ -390,7 +381,7 @@ def test_a_width_left_open_is_measured_once_recorded_and_changes_only_rounding(
 
 @pytest.mark.usefixtures("measured")
 def test_a_width_that_is_given_is_not_measured(small, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(training.tuning, "rates", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(tuning, "rates", lambda *_: pytest.fail("measured"))
     experiment = with_train(small, models=2, group=2, epochs=1, width=2)
     training.train(experiment, tmp_path / "run", jax.devices()[:1])
     (line,) = run_dir.read_log(tmp_path / "run")
@@ -399,12 +390,12 @@ def test_a_width_that_is_given_is_not_measured(small, tmp_path, monkeypatch, cap
 
 
 def test_on_cpu_one_model_at_a_time_is_not_a_question():
-    assert training.ways(Experiment(), 16, on_cpu=True) == [training.Way(1, "grouped")]
+    assert training_width.ways(Experiment(), 16, on_cpu=True) == [training_width.Way(1, "grouped")]
 
 
 def test_a_users_own_network_is_tried_with_one_kind_of_gradients():
     experiment = Experiment(network=NetworkConfig("package.module:function"))
-    assert [str(way) for way in training.ways(experiment, 4, on_cpu=False)] == [
+    assert [str(way) for way in training_width.ways(experiment, 4, on_cpu=False)] == [
         "width 1",
         "width 4 with vmap gradients",
     ]
@@ -416,14 +407,14 @@ def test_the_program_compiled_ahead_is_the_one_that_runs(small, devices):
     where its arrays lie."""
     experiment = with_train(small, models=2, group=2)
     data, mesh = candidates(experiment), ensemble.models_mesh(jax.devices()[:devices])
-    on_mesh = training.programs(experiment, data, mesh)
-    inputs = training.group_inputs(experiment, data.keep, Group(0, 1), mesh)
+    on_mesh = shadow_models.programs(experiment, data, mesh)
+    inputs = shadow_models.group_inputs(experiment, data.keep, Group(0, 1), mesh)
 
     def text(both):
         bounds = (np.int32(0), np.int32(1))
         return on_mesh.advance.function.lower(both, *bounds, *on_mesh.advance.shared).as_text()
 
-    ahead = text(training.shapes(on_mesh, inputs))
+    ahead = text(on_mesh.shapes(inputs))
     both = (on_mesh.begin(inputs["number"]), inputs)
     assert text(both) == ahead
     after = on_mesh.advance(both, np.int32(0), np.int32(1))
@@ -452,7 +443,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_model_epoch_and_cure(
         training.train(wild, tmp_path / "run", jax.devices()[:1])
 
 
-def test_finished_models_stay_when_a_later_one_fails(tiny, tmp_path, monkeypatch):
+def test_finished_models_stay_when_a_later_one_fails(two, tmp_path, monkeypatch):
     run = tmp_path / "run"
     usual = training._refuse_non_finite
 
@@ -462,14 +453,13 @@ def test_finished_models_stay_when_a_later_one_fails(tiny, tmp_path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(training, "_refuse_non_finite", fail_on_model_1)
         with pytest.raises(InputError, match="model 1: the loss is not finite in epoch 1"):
-            training.train(with_train(tiny, group=1), run, jax.devices()[:1])
+            training.train(two, run, jax.devices()[:1])
     assert checkpoints.saved_groups(run) == [Group(0, 0, 20)]
 
 
-def test_examples_that_make_no_equal_folds_are_left_out_and_named(tiny, tmp_path, capsys):
-    network = dataclasses.replace(tiny.network, arch=f"{__name__}:WithDropout")
-    odd = dataclasses.replace(tiny, data=DataConfig(limit=121), network=network)
-    training.train(odd, tmp_path / "run", jax.devices()[:2])
+def test_examples_that_make_no_equal_folds_are_left_out_and_named(two, tmp_path, capsys):
+    odd = dataclasses.replace(two, data=DataConfig(limit=121))
+    training.train(with_train(odd, epochs=1), tmp_path / "run", jax.devices()[:1])
     assert "the last 1 of 121 images left out: 2 folds share" in capsys.readouterr().out
     assert np.load(tmp_path / "run" / "keep.npy").shape == (2, 120)
 
@@ -500,9 +490,7 @@ def test_too_many_folds_for_the_examples_besides_canaries_are_refused(tiny):
 
 def test_the_members_of_a_model_are_its_mask_and_nothing_else(tiny):
     data = candidates(tiny)
-    from lira_jax import ensemble
-
-    inputs = training.group_inputs(
+    inputs = shadow_models.group_inputs(
         tiny, data.keep, Group(0, 1), ensemble.models_mesh(jax.devices()[:1])
     )
     for model in (0, 1):

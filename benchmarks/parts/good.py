@@ -18,8 +18,8 @@ from benchmarks.flops import forward_flops
 from benchmarks.parts import results
 from benchmarks.parts.results import Found, Task
 from benchmarks.parts.timing import Clock, in_best_way, stopped_at
-from benchmarks.recipes import recipe, training_steps
-from lira_jax import ensemble, training
+from benchmarks.recipes import recipe
+from lira_jax import ensemble, shadow_models, training
 from lira_jax.candidates import candidates, place
 from lira_jax.config import DataConfig, Experiment
 from lira_jax.interrupts import Stopped
@@ -70,7 +70,7 @@ def trials(task: Task) -> Iterator[Trial]:
         own = dataclasses.replace(experiment.train, **settings, **train)
         experiment = dataclasses.replace(experiment, network=network, train=own)
         shape = (8, 8, 1) if task.toy else (32, 32, 3)
-        images = training_steps(experiment, 100 if task.toy else members)
+        images = experiment.train.total_steps(100 if task.toy else members)
         images *= experiment.train.batch_size
         return Trial(name, of_data(experiment, task), images * forward_flops(network, shape))
 
@@ -141,9 +141,9 @@ def _compiled_ahead(task: Task, several: list[Trial], found: Sequence[Found]) ->
 
     def compile_all(trial: Trial) -> None:
         experiment = in_best_way(found, trial.experiment)
-        programs = training.programs(experiment, data, mesh, placed=placed)
-        inputs = training.group_inputs(experiment, data.keep, Group(0, MODELS - 1), mesh)
-        both = training.shapes(programs, inputs)
+        programs = shadow_models.programs(experiment, data, mesh, placed=placed)
+        inputs = shadow_models.group_inputs(experiment, data.keep, Group(0, MODELS - 1), mesh)
+        both = programs.shapes(inputs)
         programs.begin.compiled(inputs["number"])
         programs.advance.compiled(both, np.int32(0), np.int32(1))
         programs.metrics.compiled(both)

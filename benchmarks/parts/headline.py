@@ -16,11 +16,11 @@ from benchmarks.parts.good import of_data
 from benchmarks.parts.results import Task
 from benchmarks.parts.timing import Clock, in_best_way, stopped_at
 from benchmarks.recipes import recipe
-from lira_jax import ensemble, evaluation, scoring, training
+from lira_jax import attacking, ensemble, evaluation, scoring, training
 from lira_jax.analysis import analyse
 from lira_jax.config import Experiment
 from lira_jax.interrupts import Stopped
-from lira_jax.run import run_dir
+from lira_jax.run import run_dir, score_files
 from lira_jax.run.shards import Shard
 
 MODELS = 256
@@ -93,10 +93,10 @@ def run(task: Task) -> None:
 
 def _attack(task: Task, experiment: Experiment, folder: Path, spent: dict[str, float]) -> None:
     """Attack the run and record what came of all."""
-    score_set = run_dir.read_score_set(folder)
+    score_set = score_files.read_score_set(folder)
     _save_scores(task.out, score_set.scores, score_set.keep)
     with Clock() as clock:
-        metrics = analyse.attack(
+        metrics = attacking.attack(
             score_set,
             experiment.attack,
             "leave-block-out",

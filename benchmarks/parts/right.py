@@ -26,8 +26,8 @@ import numpy as np
 
 from benchmarks.parts import results
 from benchmarks.parts.results import Task
-from lira_jax import ensemble, scoring, training
-from lira_jax.candidates import build_network, candidates, place, total_steps
+from lira_jax import ensemble, scoring, shadow_models, training, training_width
+from lira_jax.candidates import build_network, candidates, place
 from lira_jax.config import (
     DataConfig,
     Experiment,
@@ -42,7 +42,7 @@ from lira_jax.label_only import asking
 from lira_jax.networks.conv import Gradients
 from lira_jax.run import checkpoints, run_dir
 from lira_jax.run.checkpoints import Group
-from lira_jax.training import Way
+from lira_jax.training_width import Way
 from lira_jax.trust import predicting as trust_scoring
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,11 +66,11 @@ def experiment_of(toy: bool, models: int, **train: Any) -> Experiment:
         ),
         score=ScoreConfig(views=2, batch_size=512),
         label_only=LabelOnlyConfig(
-            targets="2-3", examples=12, rotations="4", translations="" if toy else "1",
-            noise="" if toy else "0.05", copies=4, budget=80 if toy else 120,
+            targets=(2, 3), examples=12, rotations=(4,), translations=() if toy else (1,),
+            noise=() if toy else (0.05,), copies=4, budget=80 if toy else 120,
             boundary_examples=4, features=False,
         ),
-        trust=TrustConfig(inputs="uniform", examples=24, fit=0, laplace_samples=8),
+        trust=TrustConfig(inputs=("uniform",), examples=24, fit=0, laplace_samples=8),
     )  # fmt: skip
 
 
@@ -106,11 +106,13 @@ def trained(
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """The variables [N, …] after all epochs, and φ [N, E]."""
     with jax.default_matmul_precision(precision) if precision else contextlib.nullcontext():
-        experiment = training.in_way(experiment, way)
+        experiment = training_width.in_way(experiment, way)
         data, mesh = candidates(experiment), ensemble.models_mesh([device])
-        programs = training.programs(experiment, data, mesh)
-        inputs = training.group_inputs(experiment, data.keep, Group(0, len(data.keep) - 1), mesh)
-        steps = total_steps(experiment, int(data.keep[0].sum()))
+        programs = shadow_models.programs(experiment, data, mesh)
+        inputs = shadow_models.group_inputs(
+            experiment, data.keep, Group(0, len(data.keep) - 1), mesh
+        )
+        steps = experiment.train.total_steps(int(data.keep[0].sum()))
         both = (programs.begin(inputs["number"]), inputs)
         for epoch in range(experiment.train.epochs):
             bounds = [np.int32(steps // experiment.train.epochs * n) for n in (epoch, epoch + 1)]
@@ -162,13 +164,13 @@ def same_weights(task: Task) -> None:
 def own_width(task: Task) -> None:
     """The width that the engine finds by itself is found, recorded, and found again."""
     experiment = experiment_of(task.toy, 4, epochs=1)
-    choose = training.ways
+    choose = training_width.ways
     if task.toy:  # on a CPU there is nothing to find
 
         def forced(experiment: Experiment, share: int, on_cpu: bool) -> list[Way]:
             return choose(experiment, share + on_cpu, on_cpu=False)[:2]
 
-        training.ways = forced
+        training_width.ways = forced
     try:
         said, logs = [], []
         for name in ("first", "second"):
@@ -179,7 +181,7 @@ def own_width(task: Task) -> None:
             said.append([line for line in out.getvalue().splitlines() if "fastest" in line][-1])
             logs.append(run_dir.read_log(run)[-1])
     finally:
-        training.ways = choose
+        training_width.ways = choose
     same = logs[0]["width"] == logs[1]["width"] and "found fastest here before" in said[1]
     task.record(
         "check",
@@ -226,7 +228,7 @@ def killed_and_continued(task: Task) -> None:
         raise RuntimeError(f"ended by itself, with {process.returncode}: {said.strip()[-200:]}")
     steps = [group.step for group in checkpoints.saved_groups(killed)]
     data = candidates(experiment)
-    if max(steps) >= total_steps(experiment, int(data.keep[0].sum())):
+    if max(steps) >= experiment.train.total_steps(int(data.keep[0].sum())):
         raise RuntimeError("was done before it was killed")
     with jax.default_matmul_precision("highest"):
         training.train(experiment, whole, jax.devices()[:1])

@@ -11,9 +11,8 @@ from contextlib import contextmanager
 
 from benchmarks.parts import results
 from benchmarks.parts.results import Found
-from lira_jax import training
 from lira_jax.config import Experiment
-from lira_jax.training import Way
+from lira_jax.training_width import Way, in_way
 
 CASES = {"speed_net": "speed_net", "resnet": "resnet8", "wide_resnet": "wrn28_2"}
 
@@ -68,4 +67,4 @@ def in_best_way(found: Sequence[Found], experiment: Experiment) -> Experiment:
     if not rows:
         return experiment
     best = max(rows, key=lambda row: row["models_per_hour"])
-    return training.in_way(experiment, Way(best["width"], best["gradients"]))
+    return in_way(experiment, Way(best["width"], best["gradients"]))

@@ -1,4 +1,4 @@
-"""Write the tables and claims of docs/attacks.md from finished runs.
+"""Write the tables and claims of docs/label_only.md from finished runs.
 
     python docs/label_only/tables.py runs/label_only
 
@@ -9,10 +9,8 @@ reads what `score.py --label-only` and `attack.py` left of every configuration i
 
 from __future__ import annotations
 
-import json
-import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +21,13 @@ from lira_jax import evaluation
 from lira_jax.label_only import answers, attacks
 from lira_jax.label_only.answers import LabelAnswers
 from lira_jax.label_only.attacks import Attacked
-from lira_jax.report.tables import difference_cell, percent
-from lira_jax.run import run_dir
+from lira_jax.run import score_files
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from shared import fill, points, rate, read, share, table
 
 HERE = Path(__file__).parent
-PAGE = HERE.parent / "attacks.md"
+PAGE = HERE.parent / "label_only.md"
 CONFIGS = HERE.parents[1] / "configs" / "label_only"
 
 # Balanced accuracy, percent: CIFAR-100 with 30,000 training points and MNIST with 1,000, each
@@ -48,20 +48,14 @@ BESIDE = (
 )
 COLUMNS = ("cifar10_plain", "cifar10_memguard", "mnist_plain", "mnist_memguard")
 LIRA = "lira-online-shrinkage"
-AT = "0.001"
 
 Results = Mapping[str, Mapping[str, Any]]
 
 
 def main(runs: Path) -> None:
     """Rewrite the page."""
-    cells = [path.stem for path in sorted(CONFIGS.glob("*.toml")) if "pretrained" not in path.stem]
-    found = {}
-    for cell in cells:
-        path = runs / cell / "attack" / "metrics.json"
-        found[cell] = json.loads(path.read_text("utf-8"))
-        if not found[cell].get("label_only"):
-            raise SystemExit(f"{path}: has no label-only results; see {CONFIGS / cell}.toml")
+    configs = (path for path in CONFIGS.glob("*.toml") if "pretrained" not in path.stem)
+    found = read(runs, configs, "label_only")
     parts = {
         "table1": _table_1(found),
         "low": _low(found),
@@ -73,12 +67,7 @@ def main(runs: Path) -> None:
         "chance": _chance(found),
         "outliers": _outliers(found),
     }
-    page = PAGE.read_text("utf-8")
-    for name, text in parts.items():
-        marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        assert len(marked.findall(page)) == 1, f"{PAGE} should have <!-- {name} --> once"
-        page = marked.sub(lambda match, text=text: f"{match[1]}\n{text}\n\n{match[2]}", page)
-    PAGE.write_text(page, "utf-8")
+    fill(PAGE, parts)
 
 
 def _of(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,33 +84,8 @@ def _lira(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
     return next(entry for entry in metrics["attacks"] if entry["name"] == LIRA)
 
 
-def _lines(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _between(value: float, interval: Sequence[float], mark: str = "") -> str:
-    low, high = interval
-    return f"{percent(value)}{mark} ({percent(low)}–{percent(high)})"
-
-
-def _points(value: float, interval: Sequence[float]) -> str:
-    cell = difference_cell(value, interval)
-    return f"{cell.text} ({cell.interval})"
-
-
 def _accuracy(entry: Mapping[str, Any] | None) -> str:
-    if entry is None:
-        return "–"
-    decided = entry["decision"]
-    return _between(decided["balanced_accuracy"], decided["balanced_accuracy_ci"])
-
-
-def _rate(entry: Mapping[str, Any] | None) -> str:
-    if entry is None:
-        return "–"
-    mark = "\\*" if entry["few_false_positives"][AT] else ""
-    return _between(entry["tpr_at_fpr"][AT], entry["tpr_at_fpr_ci"][AT], mark)
+    return share(entry and entry["decision"], "balanced_accuracy")
 
 
 def _name(cell: str) -> str:
@@ -142,7 +106,7 @@ def _table_1(found: Results) -> str:
         rows.append([f"{title} (`{name}`)", *ours, *map(str, paper)])
     for name in BESIDE:
         rows.append([f"`{name}`", *(_accuracy(one.get(name)) for one in attacks), *["–"] * 4])
-    return _lines(heads, rows)
+    return table(heads, rows)
 
 
 def _low(found: Results) -> str:
@@ -158,11 +122,11 @@ def _low(found: Results) -> str:
         cells = []
         for one in plain:
             other = one.get(name)
-            cells += [(other and _between(other["auc"], other["auc_ci"])) or "–", _rate(other)]
+            cells += [share(other, "auc"), rate(other)]
         queries = entry["label_queries"]
         size = f"{entry['targets']} × {entry['examples']:,}"
         rows.append([f"`{name}`", *cells, size, "–" if queries is None else f"{queries:,.0f}"])
-    return _lines(heads, rows)
+    return table(heads, rows)
 
 
 def _held_out(metrics: Mapping[str, Any]) -> list[np.ndarray]:
@@ -184,13 +148,13 @@ def _grid(found: Results) -> str:
         rows.append([
             title, *(f"{100 * side.mean():.1f}" for side in _held_out(metrics)),
             *(_accuracy(attacks[key]) for key in ("confidence", "gap", "augmentation", "boundary")),
-            f"{_accuracy(attacks[name])} `{name}`", _rate(_lira(metrics)),
+            f"{_accuracy(attacks[name])} `{name}`", rate(_lira(metrics)),
         ])  # fmt: skip
-    return _lines(heads, rows)
+    return table(heads, rows)
 
 
 def _attacked(run: Path) -> tuple[LabelAnswers, dict[str, Attacked]]:
-    held = run_dir.read_score_set(run)
+    held = score_files.read_score_set(run)
     found = answers.read(run, held)
     assert found is not None
     return found, attacks.attack(found)[0]
@@ -204,8 +168,8 @@ def _memguard(runs: Path, found: Results) -> str:
     rows = []
     for data in ("cifar10", "mnist"):
         plain, guarded = (
-            answers.read(runs / f"{data}_{kind}", run_dir.read_score_set(runs / f"{data}_{kind}"))
-            for kind in ("plain", "memguard")
+            answers.read(run, score_files.read_score_set(run))
+            for run in (runs / f"{data}_plain", runs / f"{data}_memguard")
         )
         assert plain is not None
         assert guarded is not None
@@ -229,7 +193,7 @@ def _memguard(runs: Path, found: Results) -> str:
             _accuracy(after["confidence"]), f"{same:,} of {answered:,}",
         ])  # fmt: skip
     heads = ["images", "confidence", "confidence, MemGuard", "label-only answers that are the same"]
-    return _lines(heads, rows)
+    return table(heads, rows)
 
 
 def _over_gap(found: Results) -> str:
@@ -240,15 +204,15 @@ def _over_gap(found: Results) -> str:
         value, interval = entry["over_gap"], entry["over_gap_ci"]
         verdict = "above" if interval[0] > 0 else "below" if interval[1] < 0 else "undecided"
         size = f"{entry['targets']} × {entry['examples']}"
-        rows.append([_name(cell), size, _points(value, interval), verdict])
-    return _lines(["run", "targets × examples", "boundary − gap, points", "boundary is"], rows)
+        rows.append([_name(cell), size, points(value, interval), verdict])
+    return table(["run", "targets × examples", "boundary − gap, points", "boundary is"], rows)
 
 
 def _queries(runs: Path, found: Results) -> str:
     rows = []
     for cell in ("cifar10_plain", "mnist_plain"):
-        held, attacks = _attacked(runs / cell)
-        white_box, boundary = attacks["carlini-wagner"], attacks["boundary"]
+        held, made = _attacked(runs / cell)
+        white_box, boundary = made["carlini-wagner"], made["boundary"]
         member = held.keep[held.sources :, : boundary.targets.shape[1]]
         fold = _fold(held, boundary)
         reference = white_box.targets >= white_box.threshold
@@ -258,8 +222,8 @@ def _queries(runs: Path, found: Results) -> str:
             value, interval = evaluation.difference(said, reference, member, fold)
             rows.append([
                 _name(cell).removesuffix(", plain"), f"{queries:,}",
-                _between(decided["balanced_accuracy"], decided["balanced_accuracy_ci"]),
-                _points(value, interval),
+                share(decided, "balanced_accuracy"),
+                points(value, interval),
                 f"{np.median(attacked.targets[attacked.targets > 0]):.3f}",
             ])  # fmt: skip
         size = white_box.targets[white_box.targets > 0]
@@ -269,7 +233,7 @@ def _queries(runs: Path, found: Results) -> str:
         ])  # fmt: skip
     heads = ["images", "label queries", "balanced accuracy", "less Carlini and Wagner, points",
              "median distance above 0"]  # fmt: skip
-    return _lines(heads, rows)
+    return table(heads, rows)
 
 
 def _translations(runs: Path, found: Results) -> str:
@@ -278,20 +242,23 @@ def _translations(runs: Path, found: Results) -> str:
         plain, moved = f"{data}_plain", f"{data}_translations"
         gain = _held_out(found[moved])[1] - _held_out(found[plain])[1]
         half = float(student.ppf(0.975, gain.size - 1) * gain.std(ddof=1) / np.sqrt(gain.size))
-        cells = [_points(gain.mean(), (gain.mean() - half, gain.mean() + half))]
+        cells = [points(gain.mean(), (gain.mean() - half, gain.mean() + half))]
         held, before = _attacked(runs / plain)
         other, after = _attacked(runs / moved)
         assert np.array_equal(held.keep, other.keep), "both runs have the same masks"
         for name in ("augmentation-translation", "augmentation-rotation", "gap"):
             first, second = after[name], before[name]
             examples = min(first.targets.shape[1], second.targets.shape[1])
-            said = [(one.targets >= one.threshold)[:, :examples] for one in (first, second)]
-            member = held.keep[held.sources :, :examples]
-            cells.append(_points(*evaluation.difference(*said, member, _fold(held, first))))
+            said, said_before = (
+                (attacked.targets >= attacked.threshold)[:, :examples]
+                for attacked in (first, second)
+            )
+            member, fold = held.keep[held.sources :, :examples], _fold(held, first)
+            cells.append(points(*evaluation.difference(said, said_before, member, fold)))
         rows.append([_name(plain).removesuffix(", plain"), *cells])
     heads = ["training with shifts, against none: points", "accuracy held out",
              "translated views", "rotated views", "gap"]  # fmt: skip
-    return _lines(heads, rows)
+    return table(heads, rows)
 
 
 def _chance(found: Results) -> str:
@@ -306,10 +273,10 @@ def _chance(found: Results) -> str:
         lira = _lira(metrics)
         rows.append([
             _name(cell), f"{len(above)} of {len(names)}", f"{_accuracy(attacks[most])} `{most}`",
-            _between(lira["auc"], lira["auc_ci"]),
+            share(lira, "auc"),
         ])  # fmt: skip
     heads = ["run", "attacks surely above 50 %", "the greatest balanced accuracy", "LiRA's AUC"]
-    return _lines(heads, rows)
+    return table(heads, rows)
 
 
 def _outliers(found: Results) -> str:
@@ -319,16 +286,13 @@ def _outliers(found: Results) -> str:
         for one in held["attacks"]:
             if one["name"] not in ("gap", "boundary", "augmentation-translation", "lira-online"):
                 continue
-            cells = []
-            for side in ("of_outliers", "of_all"):
-                value, interval = one[side]["precision"], one[side]["precision_ci"]
-                cells.append("–" if value is None else _between(value, interval))
+            cells = [share(one[side], "precision") for side in ("of_outliers", "of_all")]
             rows.append([
                 _name(cell).removesuffix(", plain"), f"`{one['name']}`", str(one["outliers"]),
                 *cells,
             ])  # fmt: skip
     heads = ["images", "attack", "outliers", "precision on outliers", "on all"]
-    return _lines(heads, rows)
+    return table(heads, rows)
 
 
 if __name__ == "__main__":

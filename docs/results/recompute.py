@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import re
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,15 @@ from lira_jax import figures, score_set
 from lira_jax.analysis import analyse
 from lira_jax.config import AttackConfig
 from lira_jax.figures import Drawing
-from lira_jax.report.tables import percent
-from lira_jax.run import run_dir
+from lira_jax.run import score_files
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from shared import AT, fill, rate, share, table
 
 HERE = Path(__file__).parent
 SCORES = HERE / "cifar10_jpeg.npz"
 PAGE = HERE.parent / "results.md"
 DRAWN = ("roc", "by_models", "roc_newer")
-AT = "0.001"
 
 # Carlini et al., Table I: TPR at 0.1 % FPR on CIFAR-10 and CIFAR-100, balanced accuracy on both.
 TABLE_1: dict[str, tuple[str, float, float, float, float]] = {
@@ -61,7 +62,7 @@ QUERIES = {1: 5.6, 2: 7.5, 18: 8.4}
 
 def pack(run: Path) -> None:
     """Keep a finished run's scores in float16."""
-    held = run_dir.read_score_set(run)
+    held = score_files.read_score_set(run)
     arrays = {"scores": held.scores, "logits": held.logits, "merlin": held.merlin,
               "gradient_norm": held.gradient_norm}  # fmt: skip
     found = {
@@ -107,22 +108,6 @@ def blocks(metrics: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _rate(entry: Mapping[str, Any], key: str = AT) -> str:
-    low, high = entry["tpr_at_fpr_ci"][key]
-    mark = "\\*" if entry["few_false_positives"][key] else ""
-    return f"{percent(entry['tpr_at_fpr'][key])}{mark} ({percent(low)}–{percent(high)})"
-
-
-def _share(entry: Mapping[str, Any], key: str) -> str:
-    low, high = entry[f"{key}_ci"]
-    return f"{percent(entry[key])} ({percent(low)}–{percent(high)})"
-
-
-def _lines(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def _table_1(attacks: Mapping[str, Any]) -> str:
     heads = ["attack", "TPR @ 0.001 % FPR", "TPR @ 0.1 % FPR", "balanced accuracy",
              "paper, CIFAR-10: TPR @ 0.1 %", "bal. acc.", "paper, CIFAR-100: TPR @ 0.1 %",
@@ -131,14 +116,14 @@ def _table_1(attacks: Mapping[str, Any]) -> str:
     for name, (title, c10, c100, accuracy10, accuracy100) in TABLE_1.items():
         entry = attacks[name]
         rows.append([
-            f"{title} (`{name}`)", _rate(entry, "1e-05"), _rate(entry),
-            _share(entry, "balanced_accuracy"), f"{c10}", f"{accuracy10}", f"{c100}",
+            f"{title} (`{name}`)", rate(entry, "1e-05"), rate(entry),
+            share(entry, "balanced_accuracy"), f"{c10}", f"{accuracy10}", f"{c100}",
             f"{accuracy100}",
         ])  # fmt: skip
     ye = attacks["ye"]
-    rows.insert(-1, ["Ye et al. (`ye`)", _rate(ye, "1e-05"), _rate(ye),
-                     _share(ye, "balanced_accuracy"), "–", "60.3", "–", "76.9"])  # fmt: skip
-    return _lines(heads, rows)
+    rows.insert(-1, ["Ye et al. (`ye`)", rate(ye, "1e-05"), rate(ye),
+                     share(ye, "balanced_accuracy"), "–", "60.3", "–", "76.9"])  # fmt: skip
+    return table(heads, rows)
 
 
 def _verdict(above: Mapping[str, Any], below: Mapping[str, Any]) -> str:
@@ -162,7 +147,7 @@ def _orders(attacks: Mapping[str, Any]) -> str:
         total = sum(map(len, found.values()))
         for verdict, pairs in found.items():
             rows.append([paper, f"{verdict}: {len(pairs)} of {total}", "; ".join(pairs) or "–"])
-    return _lines(["the paper's order on", "here", "pairs"], rows).replace("---:", "---")
+    return table(["the paper's order on", "here", "pairs"], rows).replace("---:", "---")
 
 
 def _ablation(entries: Sequence[Mapping[str, Any]]) -> str:
@@ -171,11 +156,10 @@ def _ablation(entries: Sequence[Mapping[str, Any]]) -> str:
     for entry in entries:
         c10, c100 = ABLATION[entry["ladder"], entry["step"]]
         first = rows == [] or rows[-1][-1] != entry["ladder"]
-        rows.append([titles[entry["ladder"]] if first else "", entry["step"], _rate(entry),
+        rows.append([titles[entry["ladder"]] if first else "", entry["step"], rate(entry),
                      f"{c10}", "–" if c100 is None else f"{c100}", entry["ladder"]])  # fmt: skip
     heads = ["references", "step", "TPR @ 0.1 % FPR", "paper, CIFAR-10", "paper, CIFAR-100"]
-    table = _lines(heads, [row[:-1] for row in rows])
-    return table.replace("| --- | ---: |", "| --- | --- |", 1)
+    return table(heads, [row[:-1] for row in rows]).replace("| --- | ---: |", "| --- | --- |", 1)
 
 
 def _ladder_orders(entries: Sequence[Mapping[str, Any]]) -> str:
@@ -192,19 +176,19 @@ def _ladder_orders(entries: Sequence[Mapping[str, Any]]) -> str:
             if a is not None and b is not None
         )
         rows.append([f"{above['ladder']}: {above['step']}", words, paper])
-    return _lines(["step", "here", "paper (CIFAR-10, -100)"], rows).replace("---:", "---")
+    return table(["step", "here", "paper (CIFAR-10, -100)"], rows).replace("---:", "---")
 
 
 def _queries(entries: Sequence[Mapping[str, Any]]) -> str:
     names = {"lira-online": "LiRA online", "lira-online-shrinkage": "shrinkage variance"}
     rows = [
         [f"{count}"]
-        + [_rate(e) for name in names for e in entries
+        + [rate(e) for name in names for e in entries
            if e["queries"] == count and e["name"] == name]
         + [f"{QUERIES[count]}"]
         for count in sorted({entry["queries"] for entry in entries})
     ]  # fmt: skip
-    return _lines(["views", *names.values(), "paper, CIFAR-10, LiRA online"], rows)
+    return table(["views", *names.values(), "paper, CIFAR-10, LiRA online"], rows)
 
 
 def _models(entries: Sequence[Mapping[str, Any]]) -> str:
@@ -213,11 +197,11 @@ def _models(entries: Sequence[Mapping[str, Any]]) -> str:
              "lira-offline-shrinkage": "offline, shrinkage"}  # fmt: skip
     rows = [
         [f"{count}"]
-        + [_rate(e) for name in names for e in entries
+        + [rate(e) for name in names for e in entries
            if e["models"] == count and e["name"] == name]
         for count in sorted({entry["models"] for entry in entries})
     ]  # fmt: skip
-    return _lines(["shadow models", *names.values()], rows)
+    return table(["shadow models", *names.values()], rows)
 
 
 def _newer(attacks: Mapping[str, Any]) -> str:
@@ -226,22 +210,12 @@ def _newer(attacks: Mapping[str, Any]) -> str:
              "quantile-regression", "lira-online-gradient-norm", "gradient-norm",
              "merlin"]  # fmt: skip
     rows = [
-        [f"{attacks[name]['title']} (`{name}`)", _share(attacks[name], "auc"),
-         _rate(attacks[name], "0.0001"), _rate(attacks[name]), _rate(attacks[name], "0.01")]
+        [f"{attacks[name]['title']} (`{name}`)", share(attacks[name], "auc"),
+         rate(attacks[name], "0.0001"), rate(attacks[name]), rate(attacks[name], "0.01")]
         for name in names
     ]  # fmt: skip
     heads = ["attack", "AUC", "TPR @ 0.01 % FPR", "TPR @ 0.1 % FPR", "TPR @ 1 % FPR"]
-    return _lines(heads, rows)
-
-
-def filled(page: str, parts: Mapping[str, str]) -> str:
-    """The page with what stands between its marks made anew.
-
-    Raises:
-        KeyError: a mark without a part of that name.
-    """
-    pattern = re.compile(r"(<!-- (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
-    return pattern.sub(lambda m: f"{m[1]}\n{parts[m[2]]}\n\n{m[3]}", page)
+    return table(heads, rows)
 
 
 def main() -> None:
@@ -255,7 +229,7 @@ def main() -> None:
     for drawing in figures.draw(findings):
         if isinstance(drawing, Drawing) and drawing.name in DRAWN:
             (HERE / f"{drawing.name}.png").write_bytes(drawing.png)
-    PAGE.write_text(filled(PAGE.read_text("utf-8"), blocks(findings.metrics)), "utf-8")
+    fill(PAGE, blocks(findings.metrics))
     print(f"{PAGE}: every number recomputed from {SCORES.name}")
 
 

@@ -9,20 +9,20 @@ rewrites the page between its markers and puts its figures into this folder. Wha
 
 from __future__ import annotations
 
-import json
-import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from lira_jax.evaluation import mean_and_interval
+from lira_jax.evaluation.wording import percent
 from lira_jax.report import compare
-from lira_jax.report.tables import difference_cell, percent
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from shared import AT, Entry, fill, points, rate, read, share, table
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "trust.md"
@@ -59,20 +59,13 @@ COLUMNS = (
 )
 NETWORKS = {"resnet": ("ResNet-8", "ResNet-18"), "convnet": ("ConvNet", "small CNN")}
 ATTACKS = ("entropy", "max-score", "top-3", "gap", "max-score-calibrated", "lira-offline")
-AT = "0.001"
 
-Entry = Mapping[str, Any]
 Results = Mapping[str, Entry]
 
 
 def main(runs: Path) -> None:
     """Rewrite the page."""
-    found = {}
-    for path in sorted(CONFIGS.glob("*.toml")):
-        results = runs / path.stem / "attack" / "metrics.json"
-        found[path.stem] = json.loads(results.read_text("utf-8"))
-        if not found[path.stem].get("trust"):
-            raise SystemExit(f"{results}: has no results on trust; see {path}")
+    found = read(runs, CONFIGS.glob("*.toml"), "trust")
     parts = {
         "paper": _paper(found),
         "inputs": _inputs(found),
@@ -82,12 +75,7 @@ def main(runs: Path) -> None:
         "attacks": _attacks(found),
         "differences": _differences(found),
     }
-    page = PAGE.read_text("utf-8")
-    for name, text in parts.items():
-        marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        assert len(marked.findall(page)) == 1, f"{PAGE} should have <!-- {name} --> once"
-        page = marked.sub(lambda match, text=text: f"{match[1]}\n{text}\n\n{match[2]}", page)
-    PAGE.write_text(page, "utf-8")
+    fill(PAGE, parts)
     figures = runs / "resnet_plain" / "attack" / "figures"
     for name in ("trust_inputs", "trust_fpr"):
         shutil.copyfile(figures / f"{name}.png", HERE / f"{name}.png")
@@ -96,30 +84,8 @@ def main(runs: Path) -> None:
         shutil.copyfile(Path(folder) / "trade_off.png", HERE / "trade_off.png")
 
 
-def _lines(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _between(value: float | None, interval: Sequence[float] | None, mark: str = "") -> str:
-    if value is None:
-        return "–"
-    if interval is None:
-        return percent(value) + mark
-    return f"{percent(value)}{mark} ({percent(interval[0])}–{percent(interval[1])})"
-
-
-def _figure(entry: Entry, name: str) -> str:
-    return _between(entry[name], entry[f"{name}_ci"])
-
-
 def _mean(found: Entry | None) -> str:
-    return "–" if found is None else _between(found["mean"], found["ci"])
-
-
-def _points(value: float, interval: Sequence[float]) -> str:
-    cell = difference_cell(value, interval)
-    return f"{cell.text} ({cell.interval})"
+    return share(found and {"mean": found["mean"], "mean_ci": found["ci"]}, "mean")
 
 
 def _calibrated(metrics: Entry, name: str) -> Entry:
@@ -132,11 +98,6 @@ def _attack(calibrated: Entry, name: str) -> Entry:
 
 def _kind(attack: Entry, name: str) -> Entry | None:
     return next((one for one in attack["inputs"] if one["kind"] == name), None)
-
-
-def _rate(attack: Entry) -> str:
-    mark = "\\*" if attack["few_false_positives"][AT] else ""
-    return _between(attack["tpr_at_fpr"][AT], attack["tpr_at_fpr_ci"][AT], mark)
 
 
 def _run(cell: str) -> str:
@@ -153,12 +114,12 @@ def _paper(found: Results) -> str:
             for _, _, run, calibration in COLUMNS:
                 one = found.get(f"{network}_{run}")
                 attack = one and _attack(_calibrated(one, calibration), "max-score")
-                cells.append(_figure(attack["decision"], name) if attack else "–")
+                cells.append(share(attack["decision"], name) if attack else "–")
             plain = _attack(_calibrated(found[f"{network}_plain"], "plain"), "max-score")
             for kind in ("permuted", "scaled"):
                 on_kind = _kind(plain, kind)
                 known = name == "fpr" and on_kind
-                cells.append(_figure(on_kind["decision"], name) if known else "–")  # type: ignore[index]
+                cells.append(share(on_kind["decision"], name) if known else "–")  # type: ignore[index]
             rows.append([f"{ours}, {word}", *cells])
         for place, word in enumerate(("precision", "recall", "FPR")):
             paper = PAPER[network]
@@ -167,7 +128,7 @@ def _paper(found: Results) -> str:
             rows.append([
                 f"paper, {theirs}, {word}", *cells, *([percent(one) for one in inputs] or "––")
             ])  # fmt: skip
-    return _lines(heads, rows)
+    return table(heads, rows)
 
 
 def _inputs(found: Results) -> str:
@@ -179,16 +140,16 @@ def _inputs(found: Results) -> str:
         attacks = [_attack(plain, name) for name in ATTACKS]
         rows.append([
             f"{_run(cell)}: other examples",
-            *(_figure(one["decision"], "fpr") for one in attacks),
+            *(share(one["decision"], "fpr") for one in attacks),
         ])  # fmt: skip
         for kind in metrics["trust"]["kinds"]:
             on_kind = [_kind(one, kind["name"]) for one in attacks]
             title = kind["title"] + ("" if kind["labelled"] else " (no label)")
             rows.append([
                 f"{_run(cell)}: {title}",
-                *(_figure(one["decision"], "fpr") if one else "–" for one in on_kind),
+                *(share(one["decision"], "fpr") if one else "–" for one in on_kind),
             ])  # fmt: skip
-    return _lines(["called members, %", *(f"`{name}`" for name in ATTACKS)], rows)
+    return table(["called members, %", *(f"`{name}`" for name in ATTACKS)], rows)
 
 
 def _low(found: Results) -> str:
@@ -198,18 +159,18 @@ def _low(found: Results) -> str:
         attacks = [_attack(plain, name) for name in ATTACKS]
         rows.append([
             f"{_run(cell)}: other examples",
-            *(_figure(one["low"][AT], "fpr") for one in attacks),
+            *(share(one["low"][AT], "fpr") for one in attacks),
         ])  # fmt: skip
         rows.append([
-            f"{_run(cell)}: members", *(_figure(one["low"][AT], "tpr") for one in attacks)
+            f"{_run(cell)}: members", *(share(one["low"][AT], "tpr") for one in attacks)
         ])  # fmt: skip
         for kind in found[cell]["trust"]["kinds"]:
             on_kind = [_kind(one, kind["name"]) for one in attacks]
             rows.append([
                 f"{_run(cell)}: {kind['title']}",
-                *(_figure(one["low"][AT], "fpr") if one else "–" for one in on_kind),
+                *(share(one["low"][AT], "fpr") if one else "–" for one in on_kind),
             ])  # fmt: skip
-    return _lines(["called members, %", *(f"`{name}`" for name in ATTACKS)], rows)
+    return table(["called members, %", *(f"`{name}`" for name in ATTACKS)], rows)
 
 
 def _mmps(found: Results) -> str:
@@ -221,7 +182,7 @@ def _mmps(found: Results) -> str:
         apart = mmps["fp_less_tp"]
         rows.append([
             _run(cell), *(_mean(mmps[key]) for key in ("tp", "fp", "fn", "tn")),
-            "–" if apart is None else _points(apart["mean"], apart["ci"]),
+            "–" if apart is None else points(apart["mean"], apart["ci"]),
         ])  # fmt: skip
         if cell.endswith("_plain"):
             for kind in metrics["trust"]["kinds"]:
@@ -229,7 +190,7 @@ def _mmps(found: Results) -> str:
                 assert one is not None
                 cells = [_mean(one["mmps"][key]) for key in ("fp", "tn")]
                 rows.append([f"{_run(cell)}: {kind['title']}", "–", cells[0], "–", cells[1], "–"])
-    return _lines(heads, rows)
+    return table(heads, rows)
 
 
 def _calibration(found: Results) -> str:
@@ -250,9 +211,9 @@ def _calibration(found: Results) -> str:
             names = ("accuracy", "ece", "adaptive_ece", "overconfidence_error", "brier")
             rows.append([
                 _run(cell), title, percent(one["members"]["accuracy"]),
-                *(_figure(others, name) for name in names), _figure(one["members"], "ece"),
+                *(share(others, name) for name in names), share(one["members"], "ece"),
             ])  # fmt: skip
-    return _lines(heads, rows)
+    return table(heads, rows)
 
 
 def _attacks(found: Results) -> str:
@@ -265,10 +226,10 @@ def _attacks(found: Results) -> str:
                 continue
             attacks = [_attack(one, name) for name in names]
             rows.append([
-                _run(cell), one["title"], *(_figure(attack, "auc") for attack in attacks),
-                _rate(attacks[-1]),
+                _run(cell), one["title"], *(share(attack, "auc") for attack in attacks),
+                rate(attacks[-1]),
             ])  # fmt: skip
-    return _lines(heads, rows)
+    return table(heads, rows)
 
 
 def _differences(found: Results) -> str:
@@ -293,10 +254,10 @@ def _differences(found: Results) -> str:
                 after, before = (
                     np.array(_attack(both, name)["by_target"][figure]) for both in (one, reference)
                 )
-                cells.append(_points(*mean_and_interval(after - before, BLOCK)))
+                cells.append(points(*mean_and_interval(after - before, BLOCK)))
             title = _run(cell) if kind != "plain" else f"{_run(cell)}, {one['title']}"
             rows.append([title, *cells])
-    return _lines(heads, rows)
+    return table(heads, rows)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,18 +17,18 @@ from jaxtyping import Bool, Float, UInt8
 from tqdm import tqdm
 
 from lira_jax import __version__, evaluation, workers
-from lira_jax.analysis import budgets, epsilon, exposure, null_check
+from lira_jax.analysis import budgets, epsilon, exposure, null_check, verdict
 from lira_jax.analysis.statistics import statistic_curves
 from lira_jax.attacks import ATTACKS, TITLES, Attack, Family, ablation, reference_code, references
 from lira_jax.attacks.references import References
 from lira_jax.config import AttackConfig, Experiment, flatten, keep_fraction
 from lira_jax.data import datasets
 from lira_jax.errors import InputError
-from lira_jax.evaluation.judging import Curve, judged
+from lira_jax.evaluation.judging import AT_ONCE, Curve, headline, judged
 from lira_jax.findings import Findings
 from lira_jax.label_only import answers, results
 from lira_jax.label_only.answers import LabelAnswers
-from lira_jax.run import run_dir
+from lira_jax.run import run_dir, score_files
 from lira_jax.score_set import ScoreSet, check, of_examples, read_only
 from lira_jax.trust import outputs
 from lira_jax.trust import results as trust_results
@@ -68,19 +69,19 @@ def about_run(run: Path, experiment: Experiment) -> About:
     """What a run's own files tell, and its images if the data are where they were.
 
     Args:
-        run: a run directory.
-        experiment: its configuration.
+        run: a run directory that is scored.
+        experiment: its configuration. Settings of scoring are those that the scores were made with.
     """
     versions = run_dir.read_versions(run)
     about = About(
-        settings=flatten(experiment),
+        settings=flatten(score_files.as_scored(run, experiment)),
         versions={name: text for name, text in versions.items() if name not in run_dir.DIGESTS},
     )
     try:
         data = datasets.load(experiment.data, experiment.seed)
         if data.digest != versions["data_digest"]:
             return replace(about, no_images="the data have changed since training")
-        images, _ = datasets.candidates(data, keep_fraction(experiment.train.keep)[1])
+        images, _ = datasets.in_equal_folds(data, keep_fraction(experiment.train.keep)[1])
     except InputError as error:  # the attacks need no images
         return replace(about, no_images=str(error))
     return replace(about, images=images, classes=data.classes)
@@ -114,93 +115,42 @@ def analyse(
     if ready is not None:
         ready()
     models, examples, views = score_set.scores.shape
+    used = config.queries or views
     canary = np.zeros(examples, bool) if score_set.canary is None else score_set.canary
     natural, natural_rule = score_set, rule
     if canary.any():
         natural = of_examples(score_set, ~canary)
         natural_rule = references.find(natural)
-    member, inserted = natural.keep, score_set.keep[:, canary]
+    member = natural.keep
     bar = tqdm(total=len(chosen) + 6, leave=False, disable=None if progress else True)
 
-    entries: list[dict[str, Any]] = []
-    canary_entries: list[dict[str, Any]] = []
-    curve_of: dict[str, Curve] = {}
-    kept: dict[str, Float[np.ndarray, "N E"]] = {}  # of the attacks that more is asked about
-
-    def made() -> Iterator[tuple[str, Float[np.ndarray, "N E"]]]:
-        for family_name, family in chosen.items():
-            bar.set_description(family_name)
-            if _lacking(family, score_set):
-                continue
-            scores = family.attack(score_set, rule, config, progress)
-            for name in list(scores):
-                yield name, scores.pop(name)
-            bar.update()
-        bar.set_description("intervals")
-
-    def judge(
-        attacked: tuple[str, Float[np.ndarray, "N E"]],
-    ) -> tuple[str, Float[np.ndarray, "N E"], dict[str, Any], Curve, dict[str, Any] | None]:
-        name, scores = attacked
-        of_natural = scores[:, ~canary] if canary.any() else scores
-        entry, curve = judged(of_natural, member, rule.fold)
-        of_canaries = None
-        if inserted.any() and not inserted.all():
-            of_canaries, _ = judged(scores[:, canary], inserted, rule.fold)
-        return name, scores, entry, curve, of_canaries
-
-    # Attacks are judged while later ones are made.
-    for name, scores, entry, curve, of_canaries in workers.in_order(
-        judge, made(), evaluation.AT_ONCE
-    ):
-        naming = {"name": name, "title": TITLES.get(name, name)}
-        entries.append(naming | entry)
-        curve_of[name] = curve
-        if of_canaries is not None:
-            canary_entries.append(naming | of_canaries)
-        kept[name] = scores
-        wanted = (EXPOSURE, max(entries, key=_strength)["name"])
-        kept = {key: value for key, value in kept.items() if key in wanted}
-    del scores
-    strongest = max(entries, key=_strength)["name"]
-
-    bar.set_description("ablation")
-    ablation_entries = list(_ablation(natural, natural_rule, config, entries))
-    bar.update()
-    bar.set_description("fewer views and models")
-    used = config.queries or views
-    # With all models and views they are the attacks themselves.
-    known = None if canary.any() else {entry["name"]: entry for entry in entries}
-    by_models, no_levels = budgets.by_models(natural, natural_rule, config, known=known)
-    by_queries = budgets.by_queries(natural, natural_rule, config, known=known)
-    bar.update()
-    bar.set_description("other statistics")
-    statistics = statistic_curves(natural, natural_rule, config)
-    exposed = exposure.exposure(score_set, kept[EXPOSURE], config)
-    # The attack was chosen among all by its result on these targets.
-    bound = {"attack": strongest} | epsilon.lower_bound(
-        kept[strongest][:, ~canary], member, candidates=len(entries)
-    )
-    if canary_entries:
-        bound["of_canaries"] = epsilon.lower_bound(
-            kept[strongest][:, canary], inserted, candidates=len(entries)
-        )
-    bar.update()
-    bar.set_description("label-only attacks")
-    of_labels, drawn_of_labels = None, None
-    if labels_of is not None:
-        labels_of = answers.of_first(labels_of, member.shape[1])
-        online = kept[EXPOSURE][list(labels_of.models)]
-        of_labels, drawn_of_labels = results.results(labels_of, {EXPOSURE: online})
-    bar.update()
-    bar.set_description("inputs from elsewhere")
-    of_trust, drawn_of_trust = None, None
-    if elsewhere is not None:
-        first = outputs.of_first(elsewhere, member.shape[1])
-        of_trust, drawn_of_trust = trust_results.results(first, natural, config)
-    bar.update()
-    bar.set_description("null check")
-    null = null_check.null_check(score_set, config, chosen) if check_null else None
+    attacked = _attack(score_set, rule, config, chosen, canary, bar, progress)
+    entries, canary_entries = attacked.entries, attacked.canary_entries
+    strongest, log_ratio = attacked.strongest, attacked.scores[EXPOSURE]
+    with _step(bar, "ablation"):
+        ablation_entries = list(_ablation(natural, natural_rule, config, entries))
+    with _step(bar, "fewer views and models"):
+        # With all models and views they are the attacks themselves.
+        known = None if canary.any() else {entry["name"]: entry for entry in entries}
+        by_models, no_levels = budgets.by_models(natural, natural_rule, config, known=known)
+        by_queries = budgets.by_queries(natural, natural_rule, config, known=known)
+    with _step(bar, "other statistics"):
+        statistics = statistic_curves(natural, natural_rule, config)
+        exposed = exposure.exposure(score_set, log_ratio, config)
+        bound = _bound(attacked, score_set.keep, canary)
+    with _step(bar, "label-only attacks"):
+        of_labels, drawn_of_labels = None, None
+        if labels_of is not None:
+            labels_of = answers.of_first(labels_of, member.shape[1])
+            beside = {EXPOSURE: log_ratio[list(labels_of.models)]}
+            of_labels, drawn_of_labels = results.results(labels_of, beside)
+    with _step(bar, "inputs from elsewhere"):
+        of_trust, drawn_of_trust = None, None
+        if elsewhere is not None:
+            first = outputs.of_first(elsewhere, member.shape[1])
+            of_trust, drawn_of_trust = trust_results.results(first, natural, config)
+    with _step(bar, "null check"):
+        null = null_check.null_check(score_set, config, chosen) if check_null else None
     bar.close()
     metrics: dict[str, Any] = {
         "schema": 2,
@@ -210,6 +160,7 @@ def analyse(
         "queries": used,
         "protocol": "leave-block-out",
         **_rule(rule.words, rule.count_in, rule.count_out, config.centre, member),
+        "folds": models // rule.fold,
         "canaries": int(canary.sum()),
         "strongest": strongest,
         "attacks": entries,
@@ -228,6 +179,7 @@ def analyse(
             "attack": EXPOSURE,
             "examples": member.shape[1],
             "d_median": float(np.median(exposed.d[~canary])),
+            "given_away": verdict.given_away(exposed, ~canary),
         },
         "epsilon": bound,
         "canary_attacks": canary_entries or None,
@@ -237,10 +189,11 @@ def analyse(
         "settings": None if about.settings is None else dict(about.settings),
         "versions": _versions(about),
     }
+    metrics["verdict"] = verdict.verdict(metrics)
     return Findings(
         metrics=metrics,
         score_set=score_set,
-        curves=curve_of,
+        curves=attacked.curves,
         label_only=drawn_of_labels,
         trust=drawn_of_trust,
         statistics=statistics,
@@ -249,6 +202,95 @@ def analyse(
         no_images=about.no_images,
         classes=about.classes,
     )
+
+
+@contextmanager
+def _step(bar: tqdm, description: str) -> Iterator[None]:
+    """One step of the progress bar, which also counts where there is nothing to do."""
+    bar.set_description(description)
+    yield
+    bar.update()
+
+
+@dataclass
+class _Attacked:
+    """What every attack came to.
+
+    Attributes:
+        entries: of `metrics.json`, in the order of tables; of natural examples.
+        canary_entries: the same of canaries; empty where there are too few.
+        curves: by the attack's name.
+        scores: of EXPOSURE and of the strongest attack, about which more is asked.
+    """
+
+    entries: list[dict[str, Any]] = field(default_factory=list)
+    canary_entries: list[dict[str, Any]] = field(default_factory=list)
+    curves: dict[str, Curve] = field(default_factory=dict)
+    scores: dict[str, Float[np.ndarray, "N E"]] = field(default_factory=dict)
+
+    @property
+    def strongest(self) -> str:
+        """The name of the strongest attack."""
+        return str(max(self.entries, key=_strength)["name"])
+
+
+def _attack(
+    score_set: ScoreSet,
+    rule: References,
+    config: AttackConfig,
+    chosen: Mapping[str, Family],
+    canary: Bool[np.ndarray, " E"],
+    bar: tqdm,
+    progress: bool,
+) -> _Attacked:
+    """Every attack that the score set allows; each is judged while later ones are made."""
+    member, inserted = score_set.keep[:, ~canary], score_set.keep[:, canary]
+
+    def made() -> Iterator[tuple[str, Float[np.ndarray, "N E"]]]:
+        for family_name, family in chosen.items():
+            with _step(bar, family_name):
+                if _lacking(family, score_set):
+                    continue
+                scores = family.attack(score_set, rule, config, progress)
+                for name in list(scores):
+                    yield name, scores.pop(name)
+        bar.set_description("intervals")
+
+    def judge(
+        attack: tuple[str, Float[np.ndarray, "N E"]],
+    ) -> tuple[str, Float[np.ndarray, "N E"], dict[str, Any], Curve, dict[str, Any] | None]:
+        name, scores = attack
+        of_natural = scores[:, ~canary] if canary.any() else scores
+        entry, curve = judged(of_natural, member, rule.fold)
+        of_canaries = None
+        if inserted.any() and not inserted.all():
+            of_canaries, _ = judged(scores[:, canary], inserted, rule.fold)
+        return name, scores, entry, curve, of_canaries
+
+    attacked = _Attacked()
+    for name, scores, entry, curve, of_canaries in workers.in_order(judge, made(), AT_ONCE):
+        naming = {"name": name, "title": TITLES.get(name, name)}
+        attacked.entries.append(naming | entry)
+        attacked.curves[name] = curve
+        if of_canaries is not None:
+            attacked.canary_entries.append(naming | of_canaries)
+        attacked.scores[name] = scores
+        for other in attacked.scores.keys() - {EXPOSURE, attacked.strongest}:
+            del attacked.scores[other]
+    return attacked
+
+
+def _bound(
+    attacked: _Attacked, keep: Bool[np.ndarray, "N E"], canary: Bool[np.ndarray, " E"]
+) -> dict[str, Any]:
+    """The bound on ε by the strongest attack, chosen among all by its result on these targets."""
+    scores, candidates = attacked.scores[attacked.strongest], len(attacked.entries)
+
+    def of(chosen: Bool[np.ndarray, " E"]) -> dict[str, Any]:
+        return epsilon.lower_bound(scores[:, chosen], keep[:, chosen], candidates=candidates)
+
+    bound = {"attack": attacked.strongest} | of(~canary)
+    return bound | {"of_canaries": of(canary)} if attacked.canary_entries else bound
 
 
 def analyse_as_reference_code(
@@ -272,8 +314,8 @@ def analyse_as_reference_code(
     entries, curve_of = [], {}
     for name, scores in reference_code.attack(score_set, config.queries, progress).items():
         entry, curve_of[name] = judged(scores, member, 1)
-        figures = evaluation.reference_code_summary(evaluation.roc(scores, member))
-        entries.append({"name": name, "title": TITLES.get(name, name)} | entry | figures)
+        rates = evaluation.reference_code_summary(evaluation.roc(scores, member))
+        entries.append({"name": name, "title": TITLES.get(name, name)} | entry | rates)
     metrics = {
         "schema": 2,
         "source": score_set.source,
@@ -282,6 +324,7 @@ def analyse_as_reference_code(
         "queries": config.queries or views,
         "protocol": "reference-code",
         **_rule(reference_code.WORDS, count_in, count_out, "median", member),
+        "folds": 1,
         "canaries": 0,
         "strongest": max(entries, key=_strength)["name"],
         "attacks": entries,
@@ -290,6 +333,7 @@ def analyse_as_reference_code(
         "settings": None if about.settings is None else dict(about.settings),
         "versions": _versions(about),
     }
+    metrics["verdict"] = verdict.verdict(metrics)
     return Findings(metrics, score_set, curve_of, {})
 
 
@@ -315,8 +359,8 @@ def _guarded(own: Callable[..., Any], where: str) -> Attack:
         score_set: ScoreSet, rule: References, config: AttackConfig, progress: bool
     ) -> dict[str, Float[np.ndarray, "N E"]]:
         try:
-            found = own(read_only(score_set), rule, config, progress)
-            arrays = {str(key): np.asarray(value, np.float64) for key, value in found.items()}
+            scores = own(read_only(score_set), rule, config, progress)
+            arrays = {str(key): np.asarray(value, np.float64) for key, value in scores.items()}
         except InputError:
             raise
         except Exception as error:  # whatever the user's code raises
@@ -363,10 +407,10 @@ def _ablation(
     ) -> tuple[ablation.Rung, dict[str, Any]]:
         rung, scores = attacked
         naming = {"ladder": rung.ladder, "step": rung.step, "name": rung.name}
-        return rung, naming | evaluation.figures(scores, score_set.keep, rule.fold)
+        return rung, naming | headline(scores, score_set.keep, rule.fold)
 
     rungs = ablation.ladders(score_set, rule, config, skip=tuple(known))
-    made = dict(workers.in_order(judge, rungs, evaluation.AT_ONCE))
+    made = dict(workers.in_order(judge, rungs, AT_ONCE))
     for rung in ablation.rungs(score_set, config):
         yield made.get(rung) or known[rung.name] | {"ladder": rung.ladder, "step": rung.step}
 
@@ -375,17 +419,12 @@ def _accuracy(score_set: ScoreSet) -> list[dict[str, Any]] | None:
     """Share of members and of non-members that each model classifies right."""
     if score_set.logits is None or score_set.labels is None:
         return None
-    found = []
+    accuracies = []
     for model, (logits, inside) in enumerate(zip(score_set.logits, score_set.keep, strict=True)):
         right = np.argmax(logits, axis=1) == score_set.labels
-        found.append(
-            {
-                "model": model,
-                "member": float(right[inside].mean()),
-                "nonmember": float(right[~inside].mean()),
-            }
-        )
-    return found
+        shares = {"member": float(right[inside].mean()), "nonmember": float(right[~inside].mean())}
+        accuracies.append({"model": model} | shares)
+    return accuracies
 
 
 def _versions(about: About) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """What an attack gains from more views and from more shadow models, from one run.
 
-METHODS.md, 1: "Queries 1 / 2 / 18 / 162", and figures 9 and 17.
+docs/methods.md, 1: "Queries 1 / 2 / 18 / 162", and figures 9 and 17.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from tqdm import tqdm
 
-from lira_jax import evaluation, workers
+from lira_jax import workers
 from lira_jax.attacks import lira
 from lira_jax.attacks.references import References, find
 from lira_jax.config import AttackConfig
 from lira_jax.errors import InputError
+from lira_jax.evaluation.judging import AT_ONCE, HEADLINE, headline
 from lira_jax.score_set import ScoreSet
 
 # Of the bootstrap behind every point: enough for a bar in a figure.
@@ -42,7 +42,6 @@ def by_queries(
     rule: References,
     config: AttackConfig,
     names: Sequence[str] = BY_QUERIES,
-    progress: bool = False,
     known: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
     """The figures of LiRA with the first 1, 2, 18 and 162 views, and with all that `config` uses.
@@ -52,18 +51,17 @@ def by_queries(
         rule: by which targets get their references.
         config: of the attack; its `queries`, or Q, is the largest number of views.
         names: which of LiRA's variants; those it does not know are passed over.
-        progress: show a progress bar, if standard error is a terminal.
         known: what was found, by name, with all views that `config` uses: not computed again.
 
     Returns:
-        One entry per number of views and variant: queries, name and `evaluation.figures`.
+        One entry per number of views and variant: queries, name and `judging.headline`.
     """
     largest = config.queries or score_set.scores.shape[2]
     sizes = [q for q in QUERIES if q < largest] + [largest] * (known is None)
     variances = _variances(names)
 
     def points() -> Iterator[tuple[dict[str, Any], Float[np.ndarray, "N E"]]]:
-        for queries in _bar(sizes, "views", progress):
+        for queries in sizes:
             chosen = dataclasses.replace(config, queries=queries)
             scores = lira.likelihoods(score_set, rule, chosen, variances=variances)
             for name in names:
@@ -71,13 +69,7 @@ def by_queries(
                     yield {"queries": queries, "name": name}, scores.pop(name)
 
     entries = _judged(points(), score_set, rule)
-    if known is not None:
-        entries += [
-            {"queries": largest, "name": name, **_figures(known[name])}
-            for name in names
-            if name in known
-        ]
-    return entries
+    return entries + _known({"queries": largest}, names, known)
 
 
 def by_models(
@@ -85,7 +77,6 @@ def by_models(
     rule: References,
     config: AttackConfig,
     names: Sequence[str] = BY_MODELS,
-    progress: bool = False,
     known: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The figures of LiRA with fewer shadow models.
@@ -100,11 +91,10 @@ def by_models(
         rule: of the whole run; no group cuts its blocks.
         config: of the attack.
         names: which of LiRA's variants; those it does not know are passed over.
-        progress: show a progress bar, if standard error is a terminal.
         known: what was found, by name, with all models: not computed again.
 
     Returns:
-        One entry per M and variant: models (M), targets, name and `evaluation.figures`; and one per
+        One entry per M and variant: models (M), targets, name and `judging.headline`; and one per
         M for which some group leaves an example without references: models, reason.
     """
     models = score_set.keep.shape[0]
@@ -114,7 +104,7 @@ def by_models(
     skipped = []
 
     def points() -> Iterator[tuple[dict[str, Any], Float[np.ndarray, "T E"]]]:
-        for size in _bar(sizes, "models", progress):
+        for size in sizes:
             starts = range(0, models - size + 1, size)
 
             def group(start: int, size: int = size) -> dict[str, Float[np.ndarray, "M E"]]:
@@ -132,13 +122,7 @@ def by_models(
                     yield {"models": size, "targets": targets, "name": name}, scores
 
     entries = _judged(points(), score_set, rule)
-    if known is not None:
-        entries += [
-            {"models": models, "targets": models, "name": name, **_figures(known[name])}
-            for name in names
-            if name in known
-        ]
-    return entries, skipped
+    return entries + _known({"models": models, "targets": models}, names, known), skipped
 
 
 def _judged(
@@ -151,19 +135,30 @@ def _judged(
     def judge(point: tuple[dict[str, Any], Float[np.ndarray, "T E"]]) -> dict[str, Any]:
         naming, scores = point
         member = score_set.keep[: len(scores)]
-        return naming | evaluation.figures(scores, member, rule.fold, replicates=REPLICATES)
+        return naming | headline(scores, member, rule.fold, replicates=REPLICATES)
 
-    return list(workers.in_order(judge, points, evaluation.AT_ONCE))
+    return list(workers.in_order(judge, points, AT_ONCE))
 
 
-def _figures(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: entry[key] for key in evaluation.FIGURES}
+def _known(
+    size: Mapping[str, int], names: Sequence[str], known: Mapping[str, Mapping[str, Any]] | None
+) -> list[dict[str, Any]]:
+    """The points of the whole run, whose figures are at hand."""
+    return [
+        {**size, "name": name} | {key: known[name][key] for key in HEADLINE}
+        for name in names
+        if known and name in known
+    ]
 
 
 def _variances(names: Sequence[str]) -> list[str]:
     """Those of LiRA's estimates of variance that the names ask for."""
     kinds = ("lira-online", "lira-offline")
-    return [one for one in lira.VARIANCES if any(f"{kind}{one}" in names for kind in kinds)]
+    return [
+        variance
+        for variance in lira.VARIANCES
+        if any(f"{kind}{variance}" in names for kind in kinds)
+    ]
 
 
 def levels(models: int, rule: References) -> list[int]:
@@ -188,7 +183,3 @@ def _group(
     group = slice(start, start + size)
     part = ScoreSet(score_set.scores[group], score_set.keep[group], block, score_set.source)
     return lira.likelihoods(part, find(part), config, variances=variances)
-
-
-def _bar(sizes: Sequence[int], what: str, progress: bool) -> tqdm:
-    return tqdm(sizes, desc=what, leave=False, disable=None if progress else True)

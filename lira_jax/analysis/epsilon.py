@@ -1,7 +1,8 @@
 """A lower bound on ε: no (ε, δ)-differentially private training could give these scores.
 
-The multiplicity corrections are those of `jax_privacy.auditing` (the extra `audit`; METHODS.md,
-3.13). This is the one module of the attack stage that imports JAX, and only when it is called.
+The multiplicity corrections are those of `jax_privacy.auditing` (the extra `audit`;
+docs/methods.md, 3.13). This is the one module of the attack stage that imports JAX, and only when
+it is called.
 
 **What the bound is about.** The training algorithm, at the level of one example: adding an example
 to the data of one model (with masks in blocks, whose models all have equally many examples:

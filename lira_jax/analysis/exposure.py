@@ -1,22 +1,20 @@
-"""Which examples a run gives away: how exposed each is to an attack (METHODS.md, 1, figure 13).
+"""Which examples a run gives away: how exposed each is to an attack.
+
+docs/methods.md, 1, figure 13.
 
 NumPy and SciPy only.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-from dataclasses import dataclass
-
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.special import betaincinv
 
 from lira_jax import evaluation
-from lira_jax.attacks.lira import MIN_RELATIVE_STD, MIN_STD
-from lira_jax.attacks.references import map_chunks
+from lira_jax.attacks.references import map_chunks, with_floor
+from lira_jax.attacks.thresholds import loss_of
 from lira_jax.config import AttackConfig
+from lira_jax.csv_text import csv_text
 from lira_jax.findings import Vulnerability
 from lira_jax.score_set import ScoreSet
 
@@ -37,7 +35,7 @@ def exposure(
     wide enough for decisions that are independent; those of one example's targets share references,
     so that without leakage up to 10 % of the examples had ½ outside it (64 models), not 5 %.
 
-    Where an example's φ do not vary on one side, σ is the floor of `attacks/lira.py`:
+    Where an example's φ do not vary on one side, σ is the floor of `attacks/references.py`:
     MIN_RELATIVE_STD of the σ of all φ of that side and view, and at least MIN_STD.
 
     Args:
@@ -54,7 +52,7 @@ def exposure(
     share_out = right_out.sum(axis=0) / count_out
     success = (share_in + share_out) / 2
     trials = 4 / (1 / count_in + 1 / count_out)
-    low, high = _clopper_pearson(success, trials)
+    low, high = evaluation.clopper_pearson(success * trials, trials)
     d = privacy_score(score_set, config.queries)
     order = np.lexsort((np.arange(d.size), -d, -success))
     rank = np.empty(d.size, dtype=np.int64)
@@ -99,22 +97,9 @@ def privacy_score(score_set: ScoreSet, queries: int = 0) -> Float[np.ndarray, " 
     total = count.sum(axis=1, keepdims=True)
     overall = (count * mean).sum(axis=1, keepdims=True) / total
     spread = (squares + count * (mean - overall) ** 2).sum(axis=1, keepdims=True)
-    floor = np.maximum(MIN_RELATIVE_STD * np.sqrt(spread / np.maximum(total - 1, 1)), MIN_STD)
-    std = np.maximum(np.sqrt(squares / np.maximum(count - 1, 1)), floor)
+    overall = np.sqrt(spread / np.maximum(total - 1, 1))
+    std = with_floor(np.sqrt(squares / np.maximum(count - 1, 1)), overall)
     return (np.abs(mean[0] - mean[1]) / (std[0] + std[1])).mean(axis=-1)
-
-
-def _clopper_pearson(
-    share: Float[np.ndarray, " E"], trials: Float[np.ndarray, " E"]
-) -> tuple[Float[np.ndarray, " E"], Float[np.ndarray, " E"]]:
-    """95 % interval of a share of so many trials, by quantiles of beta laws; [0, …] and [… , 1]."""
-    right = np.round(share * trials, 9)  # whole where trials are
-    wrong = np.round(trials - right, 9)
-    low, high = np.zeros(share.size), np.ones(share.size)
-    some, missed = right > 0, wrong > 0
-    low[some] = betaincinv(right[some], wrong[some] + 1, 0.025)
-    high[missed] = betaincinv(right[missed] + 1, wrong[missed], 0.975)
-    return low, high
 
 
 def as_csv(
@@ -126,79 +111,48 @@ def as_csv(
 
     `canary` is 1 for inserted points and 0 for others.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for example in vulnerability.order:
-        writer.writerow(
-            [
-                vulnerability.rank[example],
-                example,
-                "" if labels is None else int(labels[example]),
-                *(f"{getattr(vulnerability, column)[example]:.6g}" for column in COLUMNS[3:9]),
-                0 if canary is None else int(canary[example]),
-            ]
-        )
-    return text.getvalue()
+    # In the order of COLUMNS.
+    return csv_text(
+        [
+            {
+                "rank": vulnerability.rank[example],
+                "example": example,
+                "label": None if labels is None else int(labels[example]),
+                **{name: f"{getattr(vulnerability, name)[example]:.6g}" for name in COLUMNS[3:9]},
+                "canary": 0 if canary is None else int(canary[example]),
+            }
+            for example in vulnerability.order
+        ]
+    )
 
 
-# Examples whose moments are taken at once: 64 MiB of float64 at 256 models.
-_CHUNK = 32_768
+def with_spread(score_set: ScoreSet) -> Bool[np.ndarray, " E"]:
+    """Which examples have at least two models on each side, so that both have a σ."""
+    inside = score_set.keep.sum(axis=0)
+    return np.asarray((inside >= 2) & (len(score_set.keep) - inside >= 2))
 
 
-@dataclass(frozen=True)
-class ExampleMoments:
-    """Statistics of each example's φ over all models, identity view; NaN where too few models.
+def mean_loss_out(score_set: ScoreSet) -> Float[np.ndarray, " E"]:
+    """Mean cross-entropy loss under the models OUT, identity view; NaN where there are none."""
+    outside = ~score_set.keep
 
-    Attributes:
-        mean_in, mean_out: mean φ.
-        std_in, std_out: unbiased standard deviation of φ.
-        loss_out: mean cross-entropy loss under the models that did not train on it.
-    """
+    def mean(chunk: slice, scores: Float[np.ndarray, "N C 1"]) -> Float[np.ndarray, " C"]:
+        count = outside[:, chunk].sum(axis=0)
+        total = loss_of(scores[..., 0]).sum(axis=0, where=outside[:, chunk])
+        return total / np.where(count > 0, count, np.nan)
 
-    mean_in: Float[np.ndarray, " E"]
-    mean_out: Float[np.ndarray, " E"]
-    std_in: Float[np.ndarray, " E"]
-    std_out: Float[np.ndarray, " E"]
-    loss_out: Float[np.ndarray, " E"]
-
-    @property
-    def d(self) -> Float[np.ndarray, " E"]:
-        """Privacy score |μ_in − μ_out| / (σ_in + σ_out)."""
-        spread = np.maximum(self.std_in + self.std_out, MIN_STD)
-        return np.abs(self.mean_in - self.mean_out) / spread
+    return np.concatenate(list(map_chunks(mean, score_set.scores, 1)))
 
 
-def example_moments(score_set: ScoreSet) -> ExampleMoments:
-    """The moments of every example's scores."""
-    columns: list[Float[np.ndarray, "5 C"]] = []
-    for start in range(0, score_set.keep.shape[1], _CHUNK):
-        chunk = slice(start, start + _CHUNK)
-        phi = np.asarray(score_set.scores[:, chunk, 0], dtype=np.float64)
-        keep = score_set.keep[:, chunk]
-        rows = []
-        for side in (keep, ~keep):
-            count = side.sum(axis=0)
-            mean = phi.sum(axis=0, where=side) / np.where(count > 0, count, np.nan)
-            squares = np.square(phi - mean).sum(axis=0, where=side)
-            rows += [mean, np.sqrt(squares / np.where(count > 1, count - 1, np.nan))]
-        loss = np.logaddexp(0.0, -phi)
-        count = (~keep).sum(axis=0)
-        rows.append(loss.sum(axis=0, where=~keep) / np.where(count > 0, count, np.nan))
-        columns.append(np.stack(rows))
-    mean_in, std_in, mean_out, std_out, loss_out = np.concatenate(columns, axis=1)
-    return ExampleMoments(mean_in, mean_out, std_in, std_out, loss_out)
-
-
-def four_examples(moments: ExampleMoments, d: Float[np.ndarray, " E"]) -> dict[str, int]:
+def four_examples(loss_out: Float[np.ndarray, " E"], d: Float[np.ndarray, " E"]) -> dict[str, int]:
     """Four examples as in figure 3: easy and hard, inlier and outlier, chosen by rule.
 
     Easy is a low mean OUT loss, an outlier has a high privacy score d. Each pick is the example
-    nearest to its corner when examples are ranked by both; fewer than four where fewer have at
-    least two models on each side.
+    nearest to its corner when examples are ranked by both; fewer than four where fewer have both,
+    and are not NaN.
     """
-    usable = np.flatnonzero(np.isfinite(moments.std_in + moments.std_out + d))
-    by_loss, by_d = (_ranks(values[usable]) for values in (moments.loss_out, d))
+    usable = np.flatnonzero(np.isfinite(loss_out + d))
+    by_loss, by_d = (_ranks(values[usable]) for values in (loss_out, d))
     picks: dict[str, int] = {}
     corners = {
         "easy inlier": by_loss + by_d,

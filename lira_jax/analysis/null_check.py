@@ -1,8 +1,8 @@
 """The null check: scores drawn without any leakage, with a run's own masks, through every attack.
 
 Without leakage no attack can do better than chance, so one that does counts members in some other
-way (METHODS.md, 3: numbers of references that tell the answer, a target among its own references,
-a fit on the target itself, …), and what it reports on the run is not to be trusted.
+way (docs/methods.md, 3: numbers of references that tell the answer, a target among its own
+references, a fit on the target itself, …), and what it reports on the run is not to be trusted.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.special import expit, logsumexp
 from scipy.stats import t as student
-from tqdm import tqdm
 
 from lira_jax.attacks import ATTACKS, Family, references
 from lira_jax.config import AttackConfig
@@ -42,7 +41,6 @@ def null_check(
     attacks: Mapping[str, Family] = ATTACKS,
     draws: int = DRAWS,
     seed: int = 0,
-    progress: bool = False,
 ) -> dict[str, Any]:
     """Is every attack at chance on scores that know nothing of the masks?
 
@@ -64,7 +62,6 @@ def null_check(
         attacks: families to check; all fields that they may need are drawn.
         draws: at least 2.
         seed: of the draws.
-        progress: show a progress bar, if standard error is a terminal.
 
     Returns:
         ok: all are at chance; draws; examples, views: of each draw; critical_z: the largest |z| at
@@ -80,25 +77,24 @@ def null_check(
     examples = min(examples, max(1, round(ENTRIES / models)))
     views = min(config.queries or queries, VIEWS)
     config = dataclasses.replace(config, queries=views)
-    found: dict[str, list[dict[str, float]]] = {}
-    for number in tqdm(
-        range(draws), desc="null check", leave=False, disable=None if progress else True
-    ):
+    drawn_rates: dict[str, list[dict[str, float]]] = {}
+    for number in range(draws):
         rng = np.random.default_rng((seed, number))
         subset = np.sort(rng.permutation(score_set.keep.shape[1])[:examples])
         drawn = draw(score_set.keep[:, subset], block, views, rng)
         drawn_rule = references.find(drawn)
         for family in attacks.values():
             for name, scores in family.attack(drawn, drawn_rule, config, False).items():
-                found.setdefault(name, []).append(_figures(scores, drawn.keep, rng))
+                drawn_rates.setdefault(name, []).append(_rates(scores, drawn.keep, rng))
     entries = models * examples
     chance = {"auc": 0.5} | {key: _top(entries, share) / entries for key, share in SHARES.items()}
-    chance = {key: value for key, value in chance.items() if key in next(iter(found.values()))[0]}
-    tests = len(found) * len(chance)
+    some_rates = next(iter(drawn_rates.values()))[0]
+    chance = {key: value for key, value in chance.items() if key in some_rates}
+    tests = len(drawn_rates) * len(chance)
     critical = float(student.isf(FALSE_ALARM / (2 * tests), draws - 1))
-    judged = [_judged(name, values, chance, critical) for name, values in found.items()]
+    judged = [_judged(name, rates, chance, critical) for name, rates in drawn_rates.items()]
     return {
-        "ok": all(one["ok"] for one in judged),
+        "ok": all(entry["ok"] for entry in judged),
         "draws": draws,
         "examples": examples,
         "views": views,
@@ -159,7 +155,7 @@ def _trend(keep: Bool[np.ndarray, "N E"]) -> Float[np.ndarray, " N"]:
     return level / max(level.std(), 1e-9)
 
 
-def _figures(
+def _rates(
     scores: Float[np.ndarray, "N E"], member: Bool[np.ndarray, "N E"], rng: np.random.Generator
 ) -> dict[str, float]:
     """AUC and, for SHARES that are at least LEAST entries, the share of members in that share."""
@@ -168,11 +164,11 @@ def _figures(
     truth = member.ravel()[order]
     members = int(truth.sum())
     above = np.cumsum(truth)
-    found = {"auc": float(above[~truth].sum() / (members * (truth.size - members)))}
+    rates = {"auc": float(above[~truth].sum() / (members * (truth.size - members)))}
     for key, share in SHARES.items():
         if (top := _top(truth.size, share)) >= LEAST:
-            found[key] = float(above[top - 1] / members)
-    return found
+            rates[key] = float(above[top - 1] / members)
+    return rates
 
 
 def _top(entries: int, share: float) -> int:
@@ -180,13 +176,13 @@ def _top(entries: int, share: float) -> int:
 
 
 def _judged(
-    name: str, values: list[dict[str, float]], chance: Mapping[str, float], critical: float
+    name: str, rates: list[dict[str, float]], chance: Mapping[str, float], critical: float
 ) -> dict[str, Any]:
     """One attack's part of the result."""
     result: dict[str, Any] = {"name": name, "ok": True, "auc": None, **dict.fromkeys(SHARES)}
     passed = True
     for key, expected in chance.items():
-        each = np.array([one[key] for one in values])
+        each = np.array([of_draw[key] for of_draw in rates])
         value, error = float(each.mean()), float(each.std(ddof=1) / np.sqrt(each.size))
         away = value - expected
         z = away / error if error > 0 else (0.0 if away == 0 else None)

@@ -14,6 +14,7 @@ from lira_jax.attacks import lira
 from lira_jax.attacks.references import References
 from lira_jax.config import AttackConfig
 from lira_jax.evaluation import Roc
+from lira_jax.evaluation.judging import AT_ONCE
 from lira_jax.score_set import ScoreSet
 
 
@@ -48,8 +49,7 @@ def statistic_curves(
             logits[columns, labels] = -np.inf
             others[model] = logits.max(axis=1)
 
-        for _ in workers.in_order(split, range(phi.shape[0])):
-            pass
+        workers.each(split, range(phi.shape[0]))
         statistics |= {"hinge z_y − max z_k": own - others, "logit z_y": own}
     single = replace(config, queries=1)
 
@@ -57,11 +57,11 @@ def statistic_curves(
         for title in list(statistics):
             values = statistics.pop(title).astype(np.float64, copy=False)
             shaped = replace(score_set, scores=values[..., np.newaxis])
-            found = lira.likelihoods(shaped, references, single, variances=[""])
-            yield title, found["lira-online"]
+            scores = lira.likelihoods(shaped, references, single, variances=[""])
+            yield title, scores["lira-online"]
 
-    def curve(one: tuple[str, Float[np.ndarray, "N E"]]) -> tuple[str, Roc]:
-        title, scores = one
+    def curve(attack: tuple[str, Float[np.ndarray, "N E"]]) -> tuple[str, Roc]:
+        title, scores = attack
         return title, evaluation.thin(evaluation.roc(scores, score_set.keep))
 
-    return dict(workers.in_order(curve, attacked(), evaluation.AT_ONCE))
+    return dict(workers.in_order(curve, attacked(), AT_ONCE))

@@ -8,16 +8,14 @@ example:
 - a p-value under OUT: how often a model that did not train on the example scores it as high. Views
   are correlated, so that a product over views would exaggerate; this is about the mean φ of the
   views, under Student's t of the shadow models' own mean φ (`attacks/shrinkage.py`);
-- a decision, at a stated false-positive rate: member where Λ exceeds a threshold. The threshold is
+- a decision, at a stated false-positive rate: member where Λ reaches a threshold. The threshold is
   chosen on shadow models alone, each attacked by those outside its block; nothing of the target has
   a part in it, so that its truth, where known, tells what the rule really reaches.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,15 +23,15 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.stats import beta, norm, rankdata
 
+from lira_jax import evaluation
 from lira_jax.attacks import lira, references
 from lira_jax.attacks.thresholds import mean_score
 from lira_jax.config import AttackConfig
+from lira_jax.csv_text import csv_text
 from lira_jax.errors import InputError
-from lira_jax.evaluation import FEW_FALSE_POSITIVES
 from lira_jax.run.storage import write_text
-from lira_jax.score_set import ScoreSet, check, read_arrays
+from lira_jax.score_set import ScoreSet, check, first_unusable, read_arrays
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ class TargetAudit:
         decision: member by the rule, bool [E].
         member: the truth, bool [E]; None if not known.
         fpr: false-positive rate that the rule was to keep to, a share.
-        threshold: a log-ratio above it is decided a member.
+        threshold: a log-ratio of at least that is decided a member.
         models: shadow models; `references` of them IN and OUT on every example.
         references: their counts, "in" and "out".
         views: views used.
@@ -105,8 +103,8 @@ def read_target(path: Path, score_set: ScoreSet, queries: int = 0) -> Target:
         raise InputError(f"{path}: no such file; give an .npz file with the target's `scores`")
     arrays = read_arrays(path)
     if "scores" not in arrays:
-        held = ", ".join(sorted(arrays)) or "nothing"
-        raise InputError(f"{path}: no array `scores` (the file holds {held}); add it")
+        names = ", ".join(sorted(arrays)) or "nothing"
+        raise InputError(f"{path}: no array `scores` (the file holds {names}); add it")
     keep = arrays.get("keep")
     if keep is not None and keep.dtype.kind in "iu" and np.isin(keep, (0, 1)).all():
         keep = keep.astype(bool)
@@ -146,12 +144,9 @@ def check_target(target: Target, score_set: ScoreSet, queries: int = 0) -> Targe
             f"{views}; score the target on the run's views, in their order{few}"
         )
     scores = scores[:, :used]
-    # As for the run's own: beyond float32's range squares would overflow.
-    usable = np.isfinite(scores) & (np.abs(scores.astype(np.float64)) <= np.finfo(np.float32).max)
-    if not usable.all():
-        example, view = np.argwhere(~usable)[0]
+    if place := first_unusable(scores):
         raise InputError(
-            f"{source}: `scores` is {scores[example, view]} at example {example}, view {view}; "
+            f"{source}: `scores` is {scores[place]} at example {place[0]}, view {place[1]}; "
             "every score must be finite: compute φ from logits"
         )
     if keep is not None and keep.shape != (examples,):
@@ -202,9 +197,9 @@ def audit(
         )["lira-online-shrinkage"]
 
     shadows = log_ratios(None)
-    threshold = choose_threshold(shadows[~score_set.keep], fpr)
+    threshold = evaluation.threshold_at_fpr(shadows[~score_set.keep], fpr)
     log_ratio = log_ratios(target.scores[np.newaxis])[0]
-    decision = log_ratio > threshold
+    decision = log_ratio >= threshold
     return TargetAudit(
         source=target.source,
         log_ratio=log_ratio,
@@ -216,16 +211,9 @@ def audit(
         models=models,
         references={"in": rule.base_in, "out": rule.base_out},
         views=target.scores.shape[1],
-        shadow=_shadow_figures(shadows > threshold, score_set.keep, fpr),
-        figures=None if target.keep is None else _figures(log_ratio, decision, target.keep),
+        shadow=_shadow_rates(shadows >= threshold, score_set.keep, fpr),
+        figures=None if target.keep is None else _reached(log_ratio, decision, target.keep),
     )
-
-
-def choose_threshold(nonmembers: Float[np.ndarray, " M"], fpr: float) -> float:
-    """The lowest of the scores above which at most the share `fpr` of them lies."""
-    above = int(np.floor(fpr * nonmembers.size * (1 + 1e-12)))
-    place = nonmembers.size - 1 - above
-    return float(np.partition(nonmembers, place)[place])
 
 
 def _p_values(
@@ -238,15 +226,15 @@ def _p_values(
     means = dataclasses.replace(
         score_set, scores=mean_score(score_set.scores, config.queries)[..., np.newaxis]
     )
-    one = dataclasses.replace(config, queries=1)
+    one_view = dataclasses.replace(config, queries=1)
     target_mean = target.scores.mean(axis=1, dtype=np.float64)[np.newaxis, :, np.newaxis]
-    found = lira.likelihoods(
-        means, rule, one, targets=target_mean, variances=["-shrinkage"], progress=progress
+    scores = lira.likelihoods(
+        means, rule, one_view, targets=target_mean, variances=["-shrinkage"], progress=progress
     )
-    return np.exp(-found["lira-offline-shrinkage"][0])
+    return np.exp(-scores["lira-offline-shrinkage"][0])
 
 
-def _shadow_figures(
+def _shadow_rates(
     decisions: Bool[np.ndarray, "N E"], keep: Bool[np.ndarray, "N E"], fpr: float
 ) -> dict[str, Any]:
     nonmembers = int((~keep).sum())
@@ -256,59 +244,26 @@ def _shadow_figures(
         "fpr": float(decisions[~keep].mean()),
         "fpr_range": np.quantile(each, [0.025, 0.975]).tolist(),
         "tpr": float(decisions[keep].mean()),
-        "few_false_positives": fpr * nonmembers < FEW_FALSE_POSITIVES,
+        "few_false_positives": fpr * nonmembers < evaluation.FEW_FALSE_POSITIVES,
     }
 
 
-def _figures(
+def _reached(
     log_ratio: Float[np.ndarray, " E"],
     decision: Bool[np.ndarray, " E"],
     member: Bool[np.ndarray, " E"],
 ) -> dict[str, Any]:
-    figures: dict[str, Any] = {
-        "members": int(member.sum()),
-        "nonmembers": int((~member).sum()),
-    }
+    """What the decisions and the log-ratios come to in truth: `TargetAudit.figures`."""
+    reached: dict[str, Any] = {"members": int(member.sum()), "nonmembers": int((~member).sum())}
     for key, chosen in (("tpr", member), ("fpr", ~member)):
-        total, found = int(chosen.sum()), int(decision[chosen].sum())
-        figures[key] = found / total if total else None
-        figures[f"{key}_ci"] = clopper_pearson(found, total) if total else None
-    figures["auc"] = figures["auc_ci"] = None
+        total, called = int(chosen.sum()), int(decision[chosen].sum())
+        limits = evaluation.clopper_pearson(called, total)
+        reached[key] = called / total if total else None
+        reached[f"{key}_ci"] = [float(limit) for limit in limits] if total else None
+    reached["auc"] = reached["auc_ci"] = None
     if 0 < member.sum() < member.size:
-        figures["auc"], figures["auc_ci"] = delong(log_ratio[member], log_ratio[~member])
-    return figures
-
-
-def clopper_pearson(found: int, total: int) -> list[float]:
-    """95 % interval of a share, from `found` of `total`; exact, so rather too wide."""
-    low = beta.ppf(0.025, found, total - found + 1) if found else 0.0
-    high = beta.ppf(0.975, found + 1, total - found) if found < total else 1.0
-    return [float(low), float(high)]
-
-
-def delong(
-    members: Float[np.ndarray, " M"], nonmembers: Float[np.ndarray, " L"]
-) -> tuple[float, list[float] | None]:
-    """AUC, and its 95 % interval over examples (DeLong, DeLong and Clarke-Pearson, 1988).
-
-    Where the classes are told apart without error its variance is zero; the other end is then
-    Clopper and Pearson's for as many pairs as have no example in common. None with fewer than two
-    of a kind.
-    """
-    count, others = len(members), len(nonmembers)
-    ranks = rankdata(np.concatenate([members, nonmembers]))
-    # Share of the other kind that each is on the right side of; a tie counts half.
-    above = (ranks[:count] - rankdata(members)) / others
-    below = 1 - (ranks[count:] - rankdata(nonmembers)) / count
-    auc = float(above.mean())
-    pairs = min(count, others)
-    if pairs < 2:
-        return auc, None
-    if auc in (0.0, 1.0):
-        return auc, clopper_pearson(int(auc) * pairs, pairs)
-    error = np.sqrt(above.var(ddof=1) / count + below.var(ddof=1) / others)
-    low, high = auc + norm.ppf([0.025, 0.975]) * error
-    return auc, [float(max(low, 0.0)), float(min(high, 1.0))]
+        reached["auc"], reached["auc_ci"] = evaluation.delong(log_ratio[member], log_ratio[~member])
+    return reached
 
 
 def write(audit: TargetAudit, out: Path) -> None:
@@ -329,11 +284,8 @@ def write(audit: TargetAudit, out: Path) -> None:
     }
     if audit.member is not None:
         columns["member"] = audit.member[order].astype(int)
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
-    write_text(out / "target.csv", text.getvalue())
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+    write_text(out / "target.csv", csv_text([dict(zip(columns, row, strict=True)) for row in rows]))
     write_text(
         out / "target.json",
         json.dumps(as_json(audit), indent=2, ensure_ascii=False, allow_nan=False) + "\n",
@@ -370,7 +322,7 @@ def summary(audit: TargetAudit) -> str:
         f"against {audit.models} shadow models ({counts['in']} IN and {counts['out']} OUT "
         "references).",
         f"Decided to be members at a false-positive rate of {_percent(audit.fpr)} %: {decided:,} "
-        f"(log-ratio above {audit.threshold:.3g}).",
+        f"(log-ratio of {audit.threshold:.3g} or more).",
         f"The same rule on shadow models: FPR {_percent(shadow['fpr'])} % (single models "
         f"{_percent(low)}–{_percent(high)}), TPR {_percent(shadow['tpr'])} %.",
         f"p-value at most {audit.fpr:g}: {low_p:,} examples, where {audit.fpr * examples:,.3g} "
@@ -378,8 +330,8 @@ def summary(audit: TargetAudit) -> str:
     ]
     if shadow["few_false_positives"]:
         lines.append(
-            f"The threshold rests on fewer than {FEW_FALSE_POSITIVES} expected false positives: "
-            "add models or examples, or decide at a higher rate."
+            f"The threshold rests on fewer than {evaluation.FEW_FALSE_POSITIVES} expected false "
+            "positives: add models or examples, or decide at a higher rate."
         )
     if audit.figures is not None:
         figures = audit.figures

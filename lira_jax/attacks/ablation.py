@@ -1,6 +1,7 @@
-"""The paper's ablation, from a global threshold on the loss up to LiRA (METHODS.md, 1 "Ablation").
+"""The paper's ablation, from a global threshold on the loss up to LiRA.
 
-Three ladders. Each rung adds one idea to the one before it, so that the gain of each is seen:
+Three ladders (docs/methods.md, 1 "Ablation"). Each rung adds one idea to the one before
+it, so that the gain of each is seen:
 
 | ladder | step | score | name |
 |---|---|---|---|
@@ -80,7 +81,6 @@ def ladders(
     score_set: ScoreSet,
     references: References,
     config: AttackConfig,
-    progress: bool = False,
     skip: Collection[str] = (),
 ) -> Iterator[tuple[Rung, Float[np.ndarray, "N E"]]]:
     """Scores of every rung in the order of `rungs`, one at a time.
@@ -89,7 +89,6 @@ def ladders(
         score_set: scores and masks.
         references: the rule, from `references.find`.
         config: views of the rungs with multiple queries, and μ.
-        progress: show progress bars.
         skip: names of rungs to leave out and not to compute, as their figures are at hand: a rung
             named as an attack has that attack's scores.
 
@@ -98,47 +97,45 @@ def ladders(
     """
     wanted = [rung for rung in rungs(score_set, config) if rung.name not in skip]
     names = {rung.name for rung in wanted}
-    held: dict[str, Float[np.ndarray, "N E"]] = {}
+    waiting: dict[str, Float[np.ndarray, "N E"]] = {}
     for rung in wanted:
-        if rung.name not in held:
-            scores = _scores(rung.name, score_set, references, config, progress)
-            held |= {name: scores[name] for name in scores.keys() & names}
+        if rung.name not in waiting:
+            scores = _scores(rung.name, score_set, references, config)
+            waiting |= {name: scores[name] for name in scores.keys() & names}
             del scores
-        yield rung, held.pop(rung.name)
+        yield rung, waiting.pop(rung.name)
 
 
 def _scores(
-    name: str, score_set: ScoreSet, references: References, config: AttackConfig, progress: bool
+    name: str, score_set: ScoreSet, references: References, config: AttackConfig
 ) -> dict[str, Float[np.ndarray, "N E"]]:
     """By name, the scores of a rung and of what is computed with it."""
 
     def above(sides: tuple[per_example.Side, ...]) -> dict[str, Float[np.ndarray, "N E"]]:
         """φ less μ of these sides, under the identity view."""
         scores = per_example.above_references(
-            score_set, references, np.asarray, sides, config.centre, "ablation", progress
+            score_set, references, np.asarray, sides, config.centre
         )
         return {name: scores}
 
     match name:
         case "yeom":
-            return thresholds.yeom(score_set, references, config, progress)
+            return thresholds.yeom(score_set, references, config)
         case "logit":
             return {name: thresholds.mean_score(score_set.scores, 1)}
         case "logit-queries":
             return {name: thresholds.mean_score(score_set.scores, config.queries)}
         case "watson":
-            return per_example.watson(score_set, references, config, progress)
+            return per_example.watson(score_set, references, config)
         case "watson-logit":
             return above(("out",))
         case "sablayrolles":
-            return per_example.sablayrolles(score_set, references, config, progress)
+            return per_example.sablayrolles(score_set, references, config)
         case "sablayrolles-logit":
             return above(("in", "out"))
         case "lira-offline" | "lira-online":
-            return lira.attack(score_set, references, config, progress)
+            return lira.attack(score_set, references, config)
         case _:
             single = dataclasses.replace(config, queries=1)
-            scores = lira.likelihoods(
-                score_set, references, single, variances=[""], progress=progress
-            )
+            scores = lira.likelihoods(score_set, references, single, variances=[""])
             return {f"{variant}-one-query": values for variant, values in scores.items()}

@@ -5,9 +5,10 @@ groups, and the examples into two halves, and what attacks the targets of a grou
 of a half is fitted on the models outside the group and the examples of the other half.
 
 Leaving out the half matters where the masks form no blocks. How many of the other models trained
-on an example then tells whether the target did (METHODS.md, 3.10), and a fit that sees that example
-can learn it: on 8 models and 100 examples without leakage, masks exact halves, `shokri` fitted on
-the attacked examples comes to an AUC of .42. How many trained on other examples tells nothing.
+on an example then tells whether the target did (docs/methods.md, 3.10), and a fit that sees that
+example can learn it: on 8 models and 100 examples without leakage, masks exact halves, `shokri`
+fitted on the attacked examples comes to an AUC of .42. How many trained on other examples
+tells nothing.
 
 Whatever is random here (who is in which group or half, subsamples, the order of ties) is drawn from
 a hash of the scores, never from places in the arrays. So results are the same for the same input,
@@ -27,7 +28,7 @@ from lira_jax.score_set import ScoreSet
 
 
 @dataclass(frozen=True)
-class Cell:
+class Split:
     """Targets and examples that are attacked with one fit, made on all other models and examples.
 
     Attributes:
@@ -39,8 +40,8 @@ class Cell:
     examples: Bool[np.ndarray, " E"]
 
 
-def cells(score_set: ScoreSet, references: References, groups: int = 2) -> list[Cell]:
-    """Every target and example in one cell.
+def splits(score_set: ScoreSet, references: References, groups: int = 2) -> list[Split]:
+    """Every target and example in one split.
 
     Args:
         score_set: scores; where there are labels, each class is halved by itself.
@@ -52,7 +53,7 @@ def cells(score_set: ScoreSet, references: References, groups: int = 2) -> list[
     half = np.empty(examples.size, dtype=np.int64)
     half[np.lexsort((examples, labels))] = np.arange(examples.size) % 2
     return [
-        Cell(group, half == h)
+        Split(group, half == h)
         for group in groups_of(score_set, references, groups)
         for h in range(2)
     ]
@@ -67,7 +68,7 @@ def groups_of(
     group = np.empty(folds.size, dtype=np.int64)
     group[np.argsort(folds, kind="stable")] = np.arange(folds.size) % min(groups, folds.size)
     group = np.repeat(group, references.fold)
-    return [group == one for one in np.unique(group)]
+    return [group == number for number in np.unique(group)]
 
 
 def balanced_pairs(

@@ -36,5 +36,5 @@ def attack(
     statistic = -np.log(np.maximum(statistic, FLOOR))
     as_scores = dataclasses.replace(score_set, scores=statistic[..., np.newaxis])
     config = dataclasses.replace(config, queries=1)
-    found = lira.likelihoods(as_scores, references, config, variances=[""], progress=progress)
-    return {"lira-online-gradient-norm": found["lira-online"], "gradient-norm": statistic}
+    ratios = lira.likelihoods(as_scores, references, config, variances=[""], progress=progress)
+    return {"lira-online-gradient-norm": ratios["lira-online"], "gradient-norm": statistic}

@@ -1,4 +1,4 @@
-"""Merlin and Morgan (Jayaraman, Wang, Knipmeyer, Gu, Evans, arXiv 2005.10881; METHODS.md, 2).
+"""Merlin and Morgan (Jayaraman, Wang, Knipmeyer, Gu, Evans, arXiv 2005.10881; docs/methods.md, 2).
 
 Both rest on the share of T noisy copies of an example on which the target's loss is greater than
 on the example itself, `score_set.merlin`: near a minimum of the loss, where training leaves its
@@ -40,10 +40,10 @@ def attack(
     merlin += (draws.noise(score_set) >> 36) * 2.0**-28
     morgan = merlin.copy()
     keep, phi = score_set.keep, score_set.scores[:, :, 0]
-    for cell in cross_fit.cells(score_set, references):
-        fit = np.ix_(~cell.targets, ~cell.examples)
+    for split in cross_fit.splits(score_set, references):
+        fit = np.ix_(~split.targets, ~split.examples)
         low, high = window(np.asarray(phi[fit], dtype=np.float64).ravel(), keep[fit].ravel())
-        attacked = np.ix_(cell.targets, cell.examples)
+        attacked = np.ix_(split.targets, split.examples)
         morgan[attacked] += levels.size * ((low <= phi[attacked]) & (phi[attacked] <= high))
     return {"merlin": merlin, "morgan": morgan}
 

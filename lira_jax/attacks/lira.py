@@ -1,4 +1,4 @@
-"""The likelihood-ratio attack (LiRA, arXiv 2112.03570; METHODS.md, 1 and 3).
+"""The likelihood-ratio attack (LiRA, arXiv 2112.03570; docs/methods.md, 1 and 3).
 
 Each example's scores φ under the models that trained on it (IN), and that did not (OUT), are taken
 as Gaussian, one per view q. A target's score on the example is
@@ -35,15 +35,18 @@ from jaxtyping import Float
 from scipy.special import log_ndtr
 
 from lira_jax.attacks import shrinkage
-from lira_jax.attacks.references import Moments, References, base_and_dropped, map_chunks, moments
+from lira_jax.attacks.references import (
+    MIN_STD,
+    Moments,
+    References,
+    base_and_dropped,
+    map_chunks,
+    moments,
+    with_floor,
+)
 from lira_jax.attacks.shrinkage import Evidence, Prior
 from lira_jax.config import AttackConfig
 from lira_jax.score_set import ScoreSet
-
-# The least σ, as a share of the global σ of the same side and view.
-MIN_RELATIVE_STD = 0.01
-# The least σ, in units of φ: about its float32 resolution. Only for scores that are all equal.
-MIN_STD = 1e-6
 
 VARIANCES = ("", "-global", "-pooled", "-shrinkage")
 
@@ -144,8 +147,8 @@ _Pair = tuple[Float[np.ndarray, "F B C"], Float[np.ndarray, "F B C"]]
 
 
 def _gaussian(
-    std_in: Float[np.ndarray, "F 1 C|1 Q"],
-    std_out: Float[np.ndarray, "F 1 C|1 Q"],
+    std_in: Float[np.ndarray, "F 1 #C Q"],
+    std_out: Float[np.ndarray, "F 1 #C Q"],
     from_in: Float[np.ndarray, "F B C Q"],
     from_out: Float[np.ndarray, "F B C Q"],
 ) -> _Pair:
@@ -225,7 +228,7 @@ def _merge(a: _Spread, b: _Spread) -> _Spread:
     )
 
 
-def _std(side: Moments, spread: _Spread, variance: str) -> Float[np.ndarray, "F C|1 Q"]:
+def _std(side: Moments, spread: _Spread, variance: str) -> Float[np.ndarray, "F #C Q"]:
     """σ of one side: per example, [F, C, Q], or one for all examples, [F, 1, Q]."""
     total = spread.within + spread.count * spread.between
     overall = np.sqrt(total / max(spread.examples * spread.count - 1, 1))
@@ -237,4 +240,4 @@ def _std(side: Moments, spread: _Spread, variance: str) -> Float[np.ndarray, "F 
         std = np.sqrt(spread.within / (spread.examples * freedom))[:, np.newaxis]
     else:
         std = np.sqrt(side.squares / freedom)
-    return np.maximum(std, np.maximum(MIN_RELATIVE_STD * overall, MIN_STD))
+    return with_floor(std, overall)

@@ -1,4 +1,4 @@
-"""Attack on vulnerable examples (Long et al., arXiv 1802.04889; METHODS.md, 2).
+"""Attack on vulnerable examples (Long et al., arXiv 1802.04889; docs/methods.md, 2).
 
 The attack guesses only on examples that resemble no other. An example's features are its mean
 logits, centred over classes, under the models outside the target's group that did not train on it
@@ -24,18 +24,14 @@ from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Bool, Float
-from tqdm import tqdm
 
 from lira_jax import workers
 from lira_jax.attacks import cross_fit
-from lira_jax.attacks.references import References, base_and_dropped, map_chunks, moments
+from lira_jax.attacks.references import References, out_statistics, with_floor
 from lira_jax.config import AttackConfig
 from lira_jax.score_set import ScoreSet
 
 SHARE = 0.1
-# The least σ, as a share of the spread of all examples' OUT means, and in units of φ.
-MIN_RELATIVE_STD = 0.01
-MIN_STD = 1e-6
 # Similarities of one chunk of examples with all.
 CHUNK_BYTES = 2**25
 
@@ -48,8 +44,8 @@ def attack(
     t = _student(score_set, references, progress)
     result = np.full_like(t, min(2 * t.min(), -1.0))
     for group in cross_fit.groups_of(score_set, references):
-        found = vulnerable(_features(score_set, references, group), progress)
-        guessed = np.ix_(group, found)
+        isolated = vulnerable(_features(score_set, references, group), progress)
+        guessed = np.ix_(group, isolated)
         result[guessed] = t[guessed]
     return {"long": result}
 
@@ -58,23 +54,12 @@ def _student(
     score_set: ScoreSet, references: References, progress: bool
 ) -> Float[np.ndarray, "N E"]:
     """Student's t of every target's φ under the example's OUT references."""
-    models, examples = score_set.keep.shape
-    folds = models // references.fold
-    mean, squares = np.empty((2, folds, examples))
-    phi = np.empty((models, examples))
-
-    def work(chunk: slice, scores: Float[np.ndarray, "N C 1"]) -> None:
-        out = moments(scores, *base_and_dropped(references, score_set.keep, chunk, "out"))
-        mean[:, chunk], squares[:, chunk] = out.mean[..., 0], out.squares[..., 0]
-        phi[:, chunk] = scores[..., 0]
-
-    for _ in map_chunks(work, score_set.scores, 1, "long: references", progress):
-        pass
+    phi, mean, squares = out_statistics(score_set, references, 1, "long: references", progress)
     count = references.count_out
-    least = np.maximum(MIN_RELATIVE_STD * mean.std(axis=1, keepdims=True), MIN_STD)
-    std = np.maximum(np.sqrt(squares / max(count - 1, 1)), least) * np.sqrt(1 + 1 / count)
-    difference = phi.reshape(folds, -1, examples) - mean[:, np.newaxis]
-    return (difference / std[:, np.newaxis]).reshape(models, examples)
+    std = with_floor(np.sqrt(squares / max(count - 1, 1)), mean.std(axis=1, keepdims=True))
+    std *= np.sqrt(1 + 1 / count)
+    difference = phi.reshape(len(mean), -1, phi.shape[1]) - mean[:, np.newaxis]
+    return (difference / std[:, np.newaxis]).reshape(phi.shape)
 
 
 def _features(
@@ -113,13 +98,6 @@ def vulnerable(
         similarity[np.arange(rows.size), rows] = -np.inf
         nearest[rows] = similarity.max(axis=1)
 
-    for _ in tqdm(
-        workers.in_order(work, starts),
-        total=len(starts),
-        desc="long: neighbours",
-        leave=False,
-        disable=None if progress else True,
-    ):
-        pass
+    workers.each(work, starts, description="long: neighbours", progress=progress)
     count = max(1, round(SHARE * examples))
     return nearest <= np.partition(nearest, count - 1)[count - 1]

@@ -1,4 +1,4 @@
-"""Thresholds on the loss that differ from example to example (METHODS.md, 2).
+"""Thresholds on the loss that differ from example to example (docs/methods.md, 2).
 
 The target's loss ℓ on an example, under the identity view, is set against the losses that the
 target's references have on it:
@@ -30,10 +30,12 @@ def sablayrolles(
 ) -> dict[str, Float[np.ndarray, "N E"]]:
     """`sablayrolles` (MALT): the middle between the IN and the OUT mean of ℓ, less ℓ."""
     del config
-    above = above_references(
-        score_set, references, minus_loss, ("in", "out"), "mean", "sablayrolles", progress
-    )
-    return {"sablayrolles": above}
+    sides: tuple[Side, ...] = ("in", "out")
+    return {
+        "sablayrolles": above_references(
+            score_set, references, minus_loss, sides, progress=progress
+        )
+    }
 
 
 def watson(
@@ -41,10 +43,9 @@ def watson(
 ) -> dict[str, Float[np.ndarray, "N E"]]:
     """`watson` (calibrated loss): the OUT mean of ℓ, less ℓ."""
     del config
-    above = above_references(
-        score_set, references, minus_loss, ("out",), "mean", "watson", progress
-    )
-    return {"watson": above}
+    return {
+        "watson": above_references(score_set, references, minus_loss, ("out",), progress=progress)
+    }
 
 
 def above_references(
@@ -52,9 +53,8 @@ def above_references(
     references: References,
     statistic: Callable[[Float[np.ndarray, "N C 1"]], Float[np.ndarray, "N C 1"]],
     sides: tuple[Side, ...],
-    centre: Literal["mean", "median"],
-    description: str,
-    progress: bool,
+    centre: Literal["mean", "median"] = "mean",
+    progress: bool = False,
 ) -> Float[np.ndarray, "N E"]:
     """How far the target's statistic is above that of its references.
 
@@ -64,7 +64,7 @@ def above_references(
         statistic: what is compared, of φ under the identity view.
         sides: whose centres; of IN and OUT, the middle between the two.
         centre: of one side's statistics.
-        description, progress: of the progress bar.
+        progress: show a progress bar.
     """
 
     def score_chunk(chunk: slice, scores: Float[np.ndarray, "N C 1"]) -> Float[np.ndarray, "N C"]:
@@ -79,7 +79,7 @@ def above_references(
         targets = values.reshape(-1, references.fold, *values.shape[1:])  # [F, B, C, 1]
         return (targets - threshold[:, np.newaxis]).reshape(len(values), -1)
 
-    chunks = map_chunks(score_chunk, score_set.scores, 1, description, progress)
+    chunks = map_chunks(score_chunk, score_set.scores, 1, "references", progress)
     return np.concatenate(list(chunks), axis=1)
 
 
@@ -112,8 +112,8 @@ def ye(
         for reference in outside:
             below += reference < targets
         left_out = outside[dropped, np.arange(phi.shape[1])]  # [F, D, C]
-        for one in np.moveaxis(left_out, 1, 0):
-            below -= one[:, np.newaxis] < targets
+        for reference in np.moveaxis(left_out, 1, 0):
+            below -= reference[:, np.newaxis] < targets
         return below.reshape(phi.shape) / references.count_out
 
     chunks = map_chunks(score_chunk, score_set.scores, 1, "ye", progress)

@@ -8,13 +8,13 @@ of mean μ and sum of squared deviations S (φ is the mean over views):
 - s² = (S + PRIOR σ²) / (n − 1 + PRIOR), with σ² the mean variance within examples, and
   u = (φ − μ) / (s √(1 + 1/n));
 - gradient-boosted trees predict the median and the UPPER quantile of u from μ and log s. They are
-  fitted on a subsample of at most PAIRS OUT pairs of other models and other examples (`cross_fit`),
-  whose references leave out the target's group and the pair's own fold;
+  fitted on a subsample of at most MAX_PAIRS OUT pairs of other models and other examples
+  (`cross_fit`), whose references leave out the target's group and the pair's own fold;
 - the score is (u − median) / (upper quantile − median): how far up in the OUT law, in units of its
   own upper half. It passes 1 where the paper's attack at a false-positive rate of 1 − UPPER says
   member, and goes on rising.
 
-With fewer than FEW pairs to fit on, and with two folds, where they have no references, the
+With fewer than MIN_PAIRS pairs to fit on, and with two folds, where they have no references, the
 quantiles are those of a standard normal law, and the score is u but for a factor.
 """
 
@@ -26,25 +26,21 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.special import ndtri
 from threadpoolctl import threadpool_limits
-from tqdm import tqdm
 
 from lira_jax import workers
 from lira_jax.attacks import cross_fit, draws
-from lira_jax.attacks.references import References, base_and_dropped, map_chunks, moments
+from lira_jax.attacks.references import References, out_statistics, with_floor
 from lira_jax.config import AttackConfig
 from lira_jax.score_set import ScoreSet
 
 UPPER = 0.95
 PRIOR = 4.0
-PAIRS = 10_000
-FEW = 2_000
+MAX_PAIRS = 10_000
+MIN_PAIRS = 2_000
 TREES = 20
 # Pairs in a leaf, so that some are above the upper quantile.
 LEAF = 100
 GROUPS = 4
-# The least s, as a share of the spread of all examples' OUT means, and in units of φ.
-MIN_RELATIVE_STD = 0.01
-MIN_STD = 1e-6
 # The least distance from median to upper quantile; under a standard normal law it is 1.64.
 MIN_WIDTH = 0.1
 
@@ -53,49 +49,30 @@ def attack(
     score_set: ScoreSet, references: References, config: AttackConfig, progress: bool = False
 ) -> dict[str, Float[np.ndarray, "N E"]]:
     """`quantile-regression`, float64, higher = member."""
-    models, examples, queries = score_set.scores.shape
-    folds = models // references.fold
-    mean, squares = np.empty((2, folds, examples))
-    phi = np.empty((models, examples))
-
-    def work(chunk: slice, scores: Float[np.ndarray, "N C Q"]) -> None:
-        phi[:, chunk] = scores.mean(axis=-1)
-        out = moments(
-            phi[:, chunk, np.newaxis],
-            *base_and_dropped(references, score_set.keep, chunk, "out"),
-        )
-        mean[:, chunk], squares[:, chunk] = out.mean[..., 0], out.squares[..., 0]
-
-    queries = config.queries or queries
-    for _ in map_chunks(work, score_set.scores, queries, "quantiles: references", progress):
-        pass
+    queries = config.queries or score_set.scores.shape[2]
+    phi, mean, squares = out_statistics(
+        score_set, references, queries, "quantiles: references", progress
+    )
     count = np.array(references.count_out)
     std = np.stack([_std(*fold, count) for fold in zip(mean, squares, strict=True)])
-    result = np.empty((models, examples))
+    result = np.empty(phi.shape)
     noise = draws.noise(score_set)
-    cells = cross_fit.cells(score_set, references, GROUPS)
+    splits = cross_fit.splits(score_set, references, GROUPS)
 
-    def attack_cell(cell: cross_fit.Cell) -> None:
-        per_fold = np.ix_(cell.targets[:: references.fold], cell.examples)
+    def attack_split(split: cross_fit.Split) -> None:
+        per_fold = np.ix_(split.targets[:: references.fold], split.examples)
         center, unit = mean[per_fold], std[per_fold]  # [F, C]
         median, upper = _quantiles(
-            _fit(phi, score_set.keep, noise, references.fold, cell), center, unit
+            _fit(phi, score_set.keep, noise, references.fold, split), center, unit
         )
-        attacked = np.ix_(cell.targets, cell.examples)
+        attacked = np.ix_(split.targets, split.examples)
         targets = phi[attacked].reshape(len(center), references.fold, -1)
         u = (targets - center[:, np.newaxis]) / (unit * np.sqrt(1 + 1 / count))[:, np.newaxis]
         width = np.maximum(upper - median, MIN_WIDTH)
         score = (u - median[:, np.newaxis]) / width[:, np.newaxis]
         result[attacked] = score.reshape(-1, score.shape[-1])
 
-    for _ in tqdm(
-        workers.in_order(attack_cell, cells, GROUPS),
-        total=len(cells),
-        desc="quantiles",
-        leave=False,
-        disable=None if progress else True,
-    ):
-        pass
+    workers.each(attack_split, splits, GROUPS, "quantiles", progress)
     return {"quantile-regression": result}
 
 
@@ -106,7 +83,7 @@ def _std(
     freedom = np.broadcast_to(count - 1, mean.shape)
     within = squares.sum() / max(float(freedom.sum()), 1.0)
     std = np.sqrt((squares + PRIOR * within) / (freedom + PRIOR))
-    return np.maximum(std, max(MIN_RELATIVE_STD * float(mean.std()), MIN_STD))
+    return with_floor(std, float(mean.std()))
 
 
 def _fit(
@@ -114,18 +91,18 @@ def _fit(
     keep: Bool[np.ndarray, "N E"],
     noise: np.ndarray,
     fold: int,
-    cell: cross_fit.Cell,
+    split: cross_fit.Split,
 ) -> tuple[Any, Any] | None:
-    """Regressors of median and upper quantile for a cell; None with too few pairs."""
-    among = ~cell.targets[:, np.newaxis] & ~cell.examples & ~keep
-    chosen = cross_fit.lowest(noise.ravel(), np.flatnonzero(among), PAIRS)
+    """Regressors of median and upper quantile for a split; None with too few pairs."""
+    among = ~split.targets[:, np.newaxis] & ~split.examples & ~keep
+    chosen = cross_fit.lowest(noise.ravel(), np.flatnonzero(among), MAX_PAIRS)
     model, example = np.divmod(chosen, phi.shape[1])
     fold_of = np.arange(len(phi)) // fold
-    reference = ~keep[:, example] & ~cell.targets[:, np.newaxis]
+    reference = ~keep[:, example] & ~split.targets[:, np.newaxis]
     reference &= fold_of[:, np.newaxis] != fold_of[model]
     count = reference.sum(axis=0)
     usable = count > 0
-    if usable.sum() < FEW:
+    if usable.sum() < MIN_PAIRS:
         return None
     model, example, reference, count = (
         model[usable], example[usable], reference[:, usable], count[usable],
@@ -165,5 +142,5 @@ def _quantiles(
         return np.zeros(mean.shape), np.full(mean.shape, ndtri(UPPER))
     inputs = np.column_stack([mean.ravel(), np.log(std).ravel()])
     with threadpool_limits(1, "openmp"):
-        median, upper = (one.predict(inputs).reshape(mean.shape) for one in regressors)
+        median, upper = (trees.predict(inputs).reshape(mean.shape) for trees in regressors)
     return median, upper

@@ -4,8 +4,8 @@ The last model is the only target and all others are its references. Every examp
 its OUT scores, in the order of models, are cut to the shortest such list over the examples. Medians
 are the centres, standard deviations divide by n and get 1e-30 added, and views are averaged.
 
-Kept digit by digit for comparison with published numbers. What it gets wrong (METHODS.md, 3): the
-global variance takes σ_out from IN scores, so that σ cannot change the ranking; the offline
+Kept digit by digit for comparison with published numbers. What it gets wrong (docs/methods.md, 3):
+the global variance takes σ_out from IN scores, so that σ cannot change the ranking; the offline
 density is two-sided; one target only.
 """
 

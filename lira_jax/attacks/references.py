@@ -2,7 +2,7 @@
 
 Every model is a target once. Its references are chosen by one of two rules, and by either, the
 number of references on each side (IN: trained on the example; OUT: did not) is the same whether
-or not the target trained on the example (METHODS.md, 3.10):
+or not the target trained on the example (docs/methods.md, 3.10):
 
 - **leave-block-out**, where models come in blocks in which every example is IN equally often: the
   references are all models outside the target's block.
@@ -26,7 +26,6 @@ from typing import Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from tqdm import tqdm
 
 from lira_jax import workers
 from lira_jax.attacks.draws import noise
@@ -41,6 +40,11 @@ FREED_ONCE = 24 * 2**20
 # Sums less the dropped part are fitted anew where they are less than this share of the whole: an
 # outlier was dropped, and little more than its rounding errors is left.
 CANCELLED = 1e-6
+
+# The least σ, as a share of the spread of all scores of its side and view.
+MIN_RELATIVE_STD = 0.01
+# The least σ, in units of φ: about its float32 resolution. Only for scores that are all equal.
+MIN_STD = 1e-6
 
 Result = TypeVar("Result")
 
@@ -286,6 +290,33 @@ def _medians(
     return (element((left - 1) // 2) + element(left // 2)) / 2
 
 
+def with_floor(
+    std: Float[np.ndarray, "*S"], spread: Float[np.ndarray, "..."] | float
+) -> Float[np.ndarray, "*S"]:
+    """σ, or if that is more, MIN_RELATIVE_STD of the spread of all scores, or MIN_STD."""
+    return np.maximum(std, np.maximum(MIN_RELATIVE_STD * spread, MIN_STD))
+
+
+def out_statistics(
+    score_set: ScoreSet, references: References, queries: int, description: str, progress: bool
+) -> tuple[Float[np.ndarray, "N E"], Float[np.ndarray, "F E"], Float[np.ndarray, "F E"]]:
+    """Mean φ over the first `queries` views, and of every example's OUT references the mean of it
+    and the sum of squared deviations."""
+    models, examples = score_set.keep.shape
+    phi = np.empty((models, examples))
+    mean, squares = np.empty((2, models // references.fold, examples))
+
+    def describe(chunk: slice, scores: Float[np.ndarray, "N C Q"]) -> None:
+        phi[:, chunk] = scores.mean(axis=-1)
+        base, dropped = base_and_dropped(references, score_set.keep, chunk, "out")
+        out = moments(phi[:, chunk, np.newaxis], base, dropped)
+        mean[:, chunk], squares[:, chunk] = out.mean[..., 0], out.squares[..., 0]
+
+    for _ in map_chunks(describe, score_set.scores, queries, description, progress):
+        pass
+    return phi, mean, squares
+
+
 def map_chunks(
     function: Callable[[slice, Float[np.ndarray, "N C Q"]], Result],
     scores: Float[np.ndarray, "N E Q"],
@@ -312,11 +343,4 @@ def map_chunks(
     def work(chunk: slice) -> Result:
         return function(chunk, np.asarray(scores[:, chunk, :queries], dtype=np.float64))
 
-    yield from tqdm(
-        workers.in_order(work, slices),
-        total=len(slices),
-        desc=description,
-        unit="chunk",
-        leave=False,
-        disable=None if progress else True,
-    )
+    yield from workers.bar(workers.in_order(work, slices), len(slices), description, progress)

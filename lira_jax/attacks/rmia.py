@@ -1,4 +1,4 @@
-"""RMIA (Zarifzadeh, Liu, Shokri, ICML 2024, arXiv 2312.03262; METHODS.md, 2).
+"""RMIA (Zarifzadeh, Liu, Shokri, ICML 2024, arXiv 2312.03262; docs/methods.md, 2).
 
 How much likelier does the target θ make example x than models in general do, against how much
 likelier it makes other examples z of the population?
@@ -82,8 +82,7 @@ def attack(
         target[:] = dominance(target)
 
     for log_ratios in result.values():
-        for _ in workers.in_order(compare, log_ratios):
-            pass
+        workers.each(compare, log_ratios)
     return result
 
 

@@ -1,15 +1,16 @@
-"""Attack models on outputs (Shokri, Stronati, Song, Shmatikov, arXiv 1610.05820; METHODS.md, 2).
+"""Attack models on outputs (Shokri, Stronati, Song, Shmatikov, arXiv 1610.05820).
 
-For each class, a network with one hidden layer of 64 ReLUs, as in the paper, learns from other
-models' outputs on that class's examples which of them were members (`cross_fit`). The score is its
-log-odds, straight from the last layer, so that confident outputs do not tie.
+docs/methods.md, 2. For each class, a network with one hidden layer of 64 ReLUs, as in the paper,
+learns from other models' outputs on that class's examples which of them were members
+(`cross_fit`). The score is its log-odds, straight from the last layer, so that confident outputs do
+not tie.
 
 Its input is log p_y and then the log-probabilities of the most likely other classes, at most
 OTHERS, in descending order, each standardised. Logarithms, because outputs that softmax rounds to 1
 differ in them. In that order, because an attack model has few pairs to learn from, and which class
 comes second says little about membership; and because one attack model for all classes can read
-the same input. Classes with fewer than FEW pairs of a kind fall back on that one. Where even all
-classes together have fewer, there is no attack model, and the log-odds are 0.
+the same input. Classes with fewer than MIN_PAIRS pairs of a kind fall back on that one. Where even
+all classes together have fewer, there is no attack model, and the log-odds are 0.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.special import log_softmax
 from threadpoolctl import threadpool_limits
-from tqdm import tqdm
 
 from lira_jax import workers
 from lira_jax.attacks import cross_fit, draws
@@ -36,8 +36,8 @@ SEEN = 4_000
 LEARNING_RATE = 0.01
 # Pairs of each kind, IN and OUT: at least behind one attack model; at most behind the attack models
 # of all classes together, or behind the one for all classes.
-FEW = 20
-ALL = 40_000
+MIN_PAIRS = 20
+MAX_PAIRS = 40_000
 
 
 def attack(
@@ -49,36 +49,27 @@ def attack(
     assert labels is not None
     assert logits is not None
     result = np.zeros(score_set.keep.shape)
-    cells = cross_fit.cells(score_set, references)
+    splits = cross_fit.splits(score_set, references)
     noise = draws.noise(score_set)
-    show = None if progress else True
     # Threads gain nothing on networks this small, and lose much where cores are busy.
     with threadpool_limits(1, "blas"):
-        networks = [
-            _fit(score_set, noise, cell)
-            for cell in tqdm(cells, desc="shokri: attack models", leave=False, disable=show)
-        ]
+        shown = workers.bar(splits, len(splits), "shokri: attack models", progress)
+        networks = [_fit(score_set, noise, split) for split in shown]
     attacked = [
-        {label: np.flatnonzero(cell.examples & (labels == label)) for label in np.unique(labels)}
-        for cell in cells
+        {label: np.flatnonzero(split.examples & (labels == label)) for label in np.unique(labels)}
+        for split in splits
     ]
 
     def attack_target(target: int) -> None:
         inputs = features(np.asarray(logits[target]), labels)
-        for cell, network_of, examples_of in zip(cells, networks, attacked, strict=True):
-            if cell.targets[target]:
+        for split, network_of, examples_of in zip(splits, networks, attacked, strict=True):
+            if split.targets[target]:
                 for label, network in network_of.items():
                     examples = examples_of[label]
                     result[target, examples] = network.log_odds(inputs[examples])
 
-    for _ in tqdm(
-        workers.in_order(attack_target, range(len(result))),
-        total=len(result),
-        desc="shokri: targets",
-        leave=False,
-        disable=show,
-    ):
-        pass
+    targets = range(len(result))
+    workers.each(attack_target, targets, description="shokri: targets", progress=progress)
     return {"shokri": result}
 
 
@@ -117,25 +108,25 @@ class Network:
         return (hidden @ weights + biases)[:, 0]
 
 
-def _fit(score_set: ScoreSet, noise: np.ndarray, cell: cross_fit.Cell) -> dict[int, Network]:
+def _fit(score_set: ScoreSet, noise: np.ndarray, split: cross_fit.Split) -> dict[int, Network]:
     """The attack model of every class, by its label; none where even all classes are too few."""
     labels, logits, keep = score_set.labels, score_set.logits, score_set.keep
     assert labels is not None
     assert logits is not None
-    models, rest = np.flatnonzero(~cell.targets), ~cell.examples
+    models, rest = np.flatnonzero(~split.targets), ~split.examples
 
     def fit(chosen: Bool[np.ndarray, " E"], most: int) -> Network | None:
         model, example = cross_fit.balanced_pairs(noise, keep, models, np.flatnonzero(chosen), most)
-        if len(model) < 2 * FEW:
+        if len(model) < 2 * MIN_PAIRS:
             return None
         return fit_network(
             features(np.asarray(logits[model, example]), labels[example]), keep[model, example]
         )
 
     classes = np.unique(labels)
-    most = max(FEW, ALL // len(classes))
+    most = max(MIN_PAIRS, MAX_PAIRS // len(classes))
     own = {label: fit(rest & (labels == label), most) for label in classes}
-    pooled = fit(rest, ALL) if None in own.values() else None
+    pooled = fit(rest, MAX_PAIRS) if None in own.values() else None
     chosen = {label: network or pooled for label, network in own.items()}
     return {label: network for label, network in chosen.items() if network is not None}
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -106,12 +107,12 @@ class Evidence:
         if "difference" in self._values:
             prior = fit_differences(self._values.pop("difference"))
             return prior, prior
-        found = [
+        priors = [
             fit(self._values.pop(name), count - 1)
             for name, count in zip(("in", "out"), self._counts, strict=True)
             if name in self._values
         ]
-        return found[0], found[-1]
+        return priors[0], priors[-1]
 
 
 def fit(logs: Float[np.ndarray, "F Q E"], freedom: int) -> Prior:
@@ -126,10 +127,10 @@ def fit(logs: Float[np.ndarray, "F Q E"], freedom: int) -> Prior:
     inverse = np.geomspace(1 / MAX_FREEDOM, 1 / MIN_FREEDOM, 400)
     quartiles = np.array([0.25, 0.5, 0.75])[:, np.newaxis]
     table = np.log(fdtri(freedom, 1 / inverse, quartiles))
-    found = np.interp(upper - lower, table[2] - table[0], inverse)
+    matched = np.interp(upper - lower, table[2] - table[0], inverse)
     return Prior(
-        freedom=1 / found,
-        variance=np.exp(median - np.interp(found, inverse, table[1])),
+        freedom=1 / matched,
+        variance=np.exp(median - np.interp(matched, inverse, table[1])),
     )
 
 
@@ -156,7 +157,7 @@ def _quartiles(values: Float[np.ndarray, "F Q E"]) -> Float[np.ndarray, "3 F Q"]
     return low + (place - below)[:, np.newaxis, np.newaxis] * (high - low)
 
 
-def log_constant(freedom: Float[np.ndarray, "*S"]) -> Float[np.ndarray, "*S"]:
+def log_constant(freedom: Float[np.ndarray, "*S"]) -> Float[Any, "*S"]:
     """Log density of Student's t at 0, less that of the standard Gaussian."""
     return gammaln((freedom + 1) / 2) - gammaln(freedom / 2) - np.log(freedom / 2) / 2
 
@@ -191,8 +192,8 @@ def tail_coefficients(freedom: Float[np.ndarray, "*S"]) -> Float[np.ndarray, "D 
 
 def minus_log_tail(
     t: Float[np.ndarray, "*S"],
-    freedom: Float[np.ndarray, "*S"],
-    coefficients: Float[np.ndarray, "D *S"],
+    freedom: Float[np.ndarray, "*#S"],
+    coefficients: Float[np.ndarray, "D *#S"],
 ) -> Float[np.ndarray, "*S"]:
     """−log Pr[T ≥ t] of Student's t, rising for every t; several times as fast as SciPy's `stdtr`.
 

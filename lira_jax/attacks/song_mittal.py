@@ -1,4 +1,4 @@
-"""Modified entropy (Song and Mittal, arXiv 2003.10595, section 3.2; METHODS.md, 2).
+"""Modified entropy (Song and Mittal, arXiv 2003.10595, section 3.2; docs/methods.md, 2).
 
 With p = softmax(z) and the true label y, M = −(1 − p_y) log p_y − Σ_{k≠y} p_k log(1 − p_k): the
 entropy of the output, made to grow with a wrong answer's confidence. A target's example of class y
@@ -41,19 +41,18 @@ def attack(
     entropy = np.stack(list(workers.in_order(of_model, logits)))
     result = np.empty_like(entropy)
 
-    def attack_cell(cell: cross_fit.Cell) -> None:
-        models = np.flatnonzero(~cell.targets)
-        everything = np.ix_(models, np.flatnonzero(~cell.examples))
+    def attack_split(split: cross_fit.Split) -> None:
+        models = np.flatnonzero(~split.targets)
+        everything = np.ix_(models, np.flatnonzero(~split.examples))
         pooled = threshold(entropy[everything].ravel(), keep[everything].ravel())
         for label in np.unique(labels):
-            fit = np.ix_(models, np.flatnonzero(~cell.examples & (labels == label)))
+            fit = np.ix_(models, np.flatnonzero(~split.examples & (labels == label)))
             own = threshold(entropy[fit].ravel(), keep[fit].ravel())
-            tau = next((one for one in (own, pooled) if one is not None), 0.0)
-            attacked = np.ix_(cell.targets, cell.examples & (labels == label))
+            tau = next((value for value in (own, pooled) if value is not None), 0.0)
+            attacked = np.ix_(split.targets, split.examples & (labels == label))
             result[attacked] = tau - entropy[attacked]
 
-    for _ in workers.in_order(attack_cell, cross_fit.cells(score_set, references)):
-        pass
+    workers.each(attack_split, cross_fit.splits(score_set, references))
     return {"song-mittal": result}
 
 

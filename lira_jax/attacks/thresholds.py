@@ -1,4 +1,4 @@
-"""One threshold for all examples on a single statistic (METHODS.md, 1 "Ablation" and 2).
+"""One threshold for all examples on a single statistic (docs/methods.md, 1 "Ablation" and 2).
 
 Loss follows from φ exactly: ℓ = softplus(−φ).
 """

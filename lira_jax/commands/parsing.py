@@ -1,4 +1,4 @@
-"""What the three scripts share: configuration and overrides, and errors as one line."""
+"""What the commands share: configuration and overrides, and errors as one line."""
 
 from __future__ import annotations
 
@@ -8,71 +8,57 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, TypeVar
 
 import tyro
+from tyro.constructors import PrimitiveConstructorSpec
 
+from lira_jax.commands.lists import LISTS
 from lira_jax.errors import InputError
 from lira_jax.interrupts import Stopped
 
 T = TypeVar("T")
 
-HELP = ("-h", "--help")
+
+def _switch(words: list[str]) -> bool:
+    if words[1:] or words[:1] not in ([], ["True"], ["False"]):
+        raise ValueError("give True or False, or nothing for True")
+    return words != ["False"]
 
 
-def parse(form: Callable[..., T], default: Any, description: str, arguments: Sequence[str]) -> T:
+Switch = Annotated[
+    bool,
+    PrimitiveConstructorSpec(
+        nargs=(0, 1),
+        metavar="[{True,False}]",
+        instance_from_str=_switch,
+        is_instance=lambda value: isinstance(value, bool),
+        str_from_instance=lambda value: [str(value)],
+    ),
+]
+"""A flag that needs no value: `--flag` is `--flag True`."""
+
+
+def parse(default: T, description: str, arguments: Sequence[str]) -> T:
     """Parse a command line into a dataclass; flags are named as in the TOML files.
 
-    Help and usage errors end the program as usual, with codes 0 and 2.
+    Help and usage errors end the program as usual, with codes 0 and 2. What is `tyro.MISSING` in
+    the default must be given.
     """
     return tyro.cli(
-        form,
+        type(default),
         default=default,
         description=description,
         args=list(arguments),
         use_underscores=True,
-        config=(tyro.conf.FlagConversionOff, tyro.conf.ConsolidateSubcommandArgs),
+        registry=LISTS,
+        config=(tyro.conf.FlagConversionOff,),
     )
 
 
-def value_of(flag: str, arguments: Sequence[str]) -> str | None:
-    """The value of `--flag VALUE` or `--flag=VALUE`, read ahead of parsing; the last one counts."""
-    found = None
-    for position, argument in enumerate(arguments):
-        if argument == flag and position + 1 < len(arguments):
-            found = arguments[position + 1]
-        elif argument.startswith(f"{flag}="):
-            found = argument.removeprefix(f"{flag}=")
-    return found
-
-
-def with_value(flag: str, arguments: Sequence[str]) -> list[str]:
-    """The arguments with `--flag True` for `--flag` wherever no value follows, so that every flag
-    takes one."""
-    following = [*arguments[1:], None][: len(arguments)]
-    return [
-        f"{flag}=True"
-        if argument == flag and (after is None or after.startswith("-"))
-        else argument
-        for argument, after in zip(arguments, following, strict=True)
-    ]
-
-
-def positional(arguments: Sequence[str]) -> Path | None:
-    """The first argument that is neither a flag nor a flag's value, read ahead of parsing.
-
-    Every flag but -h and --help takes one value.
-    """
-    value_next = False
-    for argument in arguments:
-        if value_next:
-            value_next = False
-        elif argument.startswith("-"):
-            value_next = "=" not in argument and argument not in HELP
-        else:
-            return Path(argument)
-    return None
+def parse_ahead(default: T, arguments: Sequence[str]) -> T:
+    """Parse a command line to see which run or file its defaults come from; no help is shown."""
+    return parse(default, "", [word for word in arguments if word not in ("-h", "--help")])
 
 
 def run_stage(stage: Callable[[Sequence[str]], None]) -> None:
@@ -86,43 +72,43 @@ def run_stage(stage: Callable[[Sequence[str]], None]) -> None:
     # Of its own, since process 1 of a container ignores a signal that it has no handler for.
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        stage(sys.argv[1:])
-        sys.stdout.flush()
-    except InputError as error:
-        _refuse(str(error))
-    except BrokenPipeError:  # whoever read the output, such as head, has gone
-        _no_output()
-        sys.exit(1)
-    except OSError as error:
-        if error.filename is None:
-            raise
-        _refuse(f"{error.filename}: {error.strerror}; check this path and the disk, and run again")
-    except MemoryError as error:
-        _refuse(f"not enough memory ({error}); use fewer models or examples")
-    except Stopped as error:
-        _end(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _end("stopped", 130)
+        _end(*_outcome(stage))
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def _refuse(message: str) -> NoReturn:
-    _end("error: " + " ".join(message.splitlines()), 2)
-
-
-def _end(message: str, code: int) -> NoReturn:
+def _outcome(stage: Callable[[Sequence[str]], None]) -> tuple[str, int]:
+    """What is left to say on standard error, and the exit code."""
     try:
-        print(message, file=sys.stderr, flush=True)
+        stage(sys.argv[1:])
+    except InputError as error:
+        return f"error: {error}", 2
+    except BrokenPipeError:  # whoever read the output, such as head, has gone
+        return "", 1
+    except OSError as error:
+        if error.filename is None:
+            raise
+        advice = "check this path and the disk, and run again"
+        return f"error: {error.filename}: {error.strerror}; {advice}", 2
+    except MemoryError as error:
+        return f"error: not enough memory ({error}); use fewer models or examples", 2
+    except Stopped as error:
+        return str(error), error.exit_code
+    except KeyboardInterrupt:
+        return "stopped", 130
+    return "", 0
+
+
+def _end(message: str, code: int) -> None:
+    try:
+        if message:
+            print(" ".join(message.splitlines()), file=sys.stderr, flush=True)
         sys.stdout.flush()
-    except BrokenPipeError:  # Ctrl-C ends `| tee` first
-        _no_output()
-    sys.exit(code)
-
-
-def _no_output() -> None:
-    """Let what is still to be written go nowhere."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):
-            os.dup2(nowhere, stream.fileno())
+    except BrokenPipeError:  # as when Ctrl-C ends `| tee` first; the rest goes nowhere
+        code = code or 1
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                os.dup2(nowhere, stream.fileno())
+    if code:
+        sys.exit(code)

@@ -1,0 +1,1 @@
+"""Examples: where images come from (`datasets`), who trains on them, and how they are viewed."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool, Int32
 
+from lira_jax import random_streams
 from lira_jax.errors import InputError
 
 
@@ -24,6 +25,11 @@ def blocked_masks(
     seed: int, models: int, examples: int, kept_folds: int, block: int
 ) -> Bool[np.ndarray, "N E"]:
     """Membership masks of the first N models, a function of seed, model and E only.
+
+    Examples:
+        >>> masks = blocked_masks(seed=0, models=8, examples=40, kept_folds=1, block=4)
+        >>> set(masks.sum(axis=1).tolist()), set(masks.sum(axis=0).tolist())
+        ({10}, {2})
 
     Args:
         seed: of the run.
@@ -47,7 +53,7 @@ def blocked_masks(
     keep = np.zeros((models, examples), bool)
     for first in range(0, models, block):
         # Seeded by (seed, block) alone, so that more models leave these as they are.
-        order = np.random.default_rng((seed, first // block)).permutation(examples)
+        order = random_streams.masks(seed, first // block).permutation(examples)
         folds = order.reshape(block, -1)
         for j in range(block):
             kept = [(j + step) % block for step in range(kept_folds)]

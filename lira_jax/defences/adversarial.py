@@ -14,6 +14,7 @@ batch: so h learns nothing from the mode.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -27,8 +28,15 @@ LEARNING_RATE = 1e-3  # of Adam, the paper's
 # Widths after p, after y, and after both joined.
 OUTPUTS, LABEL, JOINT = (128, 64), (64,), (64, 1)
 
-Adversary = dict[str, Any]
-"""`params` of an inference network and the state of its `optimizer`."""
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Adversary:
+    """Parameters of an inference network and the state of its optimiser."""
+
+    params: Any
+    optimizer: Any
+
 
 Answers = tuple[Float[Array, "B K"], Int32[Array, "B"]]
 """Logits of a classifier and true labels."""
@@ -45,10 +53,10 @@ def begin(key: Key[Array, ""], classes: int) -> Adversary:
     for number, (branch, widths) in enumerate(plan.items()):
         keys = jax.random.split(jax.random.fold_in(key, number), len(widths) - 1)
         params[branch] = [
-            {"kernel": HE_NORMAL(one, (n_in, n_out)), "bias": jnp.zeros(n_out)}
-            for one, n_in, n_out in zip(keys, widths[:-1], widths[1:], strict=True)
+            {"kernel": HE_NORMAL(layer_key, (n_in, n_out)), "bias": jnp.zeros(n_out)}
+            for layer_key, n_in, n_out in zip(keys, widths[:-1], widths[1:], strict=True)
         ]
-    return {"params": params, "optimizer": optax.adam(LEARNING_RATE).init(params)}
+    return Adversary(params, optax.adam(LEARNING_RATE).init(params))
 
 
 def membership_logit(params: Any, answers: Answers) -> Float[Array, "B"]:
@@ -81,7 +89,7 @@ def gain(params: Any, members: Answers, held_out: Answers) -> Float[Array, ""]:
 def step(adversary: Adversary, members: Answers, held_out: Answers) -> Adversary:
     """One step of Adam up the gain; nothing flows back into the answers."""
     members, held_out = jax.lax.stop_gradient((members, held_out))
-    params = adversary["params"]
+    params = adversary.params
     gradient = jax.grad(lambda params: -gain(params, members, held_out))(params)
-    change, optimizer = optax.adam(LEARNING_RATE).update(gradient, adversary["optimizer"], params)
-    return {"params": optax.apply_updates(params, change), "optimizer": optimizer}
+    change, optimizer = optax.adam(LEARNING_RATE).update(gradient, adversary.optimizer, params)
+    return Adversary(optax.apply_updates(params, change), optimizer)

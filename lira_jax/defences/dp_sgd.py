@@ -175,7 +175,7 @@ def epsilon(experiment: Experiment, members: int) -> float:
         truncated_batch_size=slots(train.batch_size, members),
         noise_multiplier=defence.dp_noise,
     )
-    steps = members // train.batch_size * train.epochs
+    steps = train.total_steps(members)
     relation = accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
     # Losses grow with 1/σ², and so would the time and memory at a fixed resolution; estimates at a
     # coarser one are upper bounds too.

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import shlex
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,6 @@ from lira_jax.config import DefenceConfig, Experiment, NetworkConfig, flatten, k
 from lira_jax.data import datasets
 from lira_jax.errors import InputError
 from lira_jax.networks import Network, Variables, last_layer
-from lira_jax.optimization import steps_per_epoch
 from lira_jax.run import checkpoints, run_dir
 
 _KEY = "defence.transfer_from"
@@ -55,25 +55,18 @@ def begun_from(network: Network, initial: Variables | None, config: DefenceConfi
     if config.transfer_tune == "all":
         return replace(network, init=init)
 
-    def apply_train(variables: Variables, images: Array, key: Array) -> tuple[Array, Variables]:
-        return network.apply_tuned(whole(variables, initial, config), images, key), {}
+    def of_last(function: Callable[..., Array]) -> Callable[..., Array]:
+        """The function of the last layer's variables instead of all."""
+        return lambda variables, *inputs: function(whole(variables, initial, config), *inputs)
 
-    def apply(variables: Variables, images: Array) -> Array:
-        return network.apply(whole(variables, initial, config), images)
-
-    def features(variables: Variables, images: Array) -> Array:
-        return network.features(whole(variables, initial, config), images)
-
-    def head_inputs(variables: Variables, images: Array) -> Array:
-        return network.head_inputs(whole(variables, initial, config), images)
-
+    tuned = of_last(network.apply_tuned)
     return replace(
         network,
         init=init,
-        apply_train=apply_train,
-        apply=apply,
-        features=features,
-        head_inputs=head_inputs,
+        apply_train=lambda *inputs: (tuned(*inputs), {}),
+        apply=of_last(network.apply),
+        features=of_last(network.features),
+        head_inputs=of_last(network.head_inputs),
     )
 
 
@@ -100,7 +93,7 @@ def read(experiment: Experiment, network: Network, images: UInt8[np.ndarray, "E 
     data = datasets.load(theirs.data, theirs.seed)
     if data.digest != run_dir.read_versions(source)["data_digest"]:
         raise InputError(f"{source}: the data have changed since training; restore them")
-    seen, _ = datasets.candidates(data, keep_fraction(theirs.train.keep)[1])
+    seen, _ = datasets.in_equal_folds(data, keep_fraction(theirs.train.keep)[1])
     shape = (seen.shape[1], seen.shape[2], seen.shape[3])
     their_network = networks.build(theirs.network, shape, len(data.classes), theirs.train.dtype)
     like = jax.eval_shape(their_network.init, jax.random.key(0))
@@ -109,8 +102,7 @@ def read(experiment: Experiment, network: Network, images: UInt8[np.ndarray, "E 
 
     keep, _ = run_dir.read_membership(source, theirs)
     members = int(keep[0].sum())
-    steps = theirs.train.epochs * steps_per_epoch(members, theirs.train.batch_size)
-    finished, _ = checkpoints.plan(source, len(keep), steps, len(keep))
+    finished, _ = checkpoints.plan(source, len(keep), theirs.train.total_steps(members), len(keep))
     group = next((group for group in finished if 0 in group.models), None)
     if group is None:
         raise InputError(

@@ -6,29 +6,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from operator import methodcaller
 from pathlib import Path
 
-from lira_jax.analysis.statistics import statistic_curves
-from lira_jax.evaluation.judging import Band, Curve
 from lira_jax.figures import budgets, histograms, label_only, roc, trust
-from lira_jax.figures.style import STYLES, Drawing, Missing, style_of
-from lira_jax.findings import Findings, LabelOnly, Vulnerability
+from lira_jax.figures.style import Drawing, Missing, style_of
+from lira_jax.findings import Findings
 from lira_jax.run.storage import write_whole
 
-__all__ = [
-    "STYLES",
-    "Band",
-    "Curve",
-    "Drawing",
-    "Findings",
-    "LabelOnly",
-    "Missing",
-    "Vulnerability",
-    "draw",
-    "statistic_curves",
-    "style_of",
-    "write",
-]
+__all__ = ["Drawing", "Missing", "draw", "style_of", "write"]
 
 # Figures of the paper that need more than one run, or other models than a run has.
 _OTHER_RUNS = (
@@ -65,10 +51,6 @@ def write(drawings: Iterable[Drawing | Missing], folder: Path) -> list[str]:
     for drawing in drawings:
         if isinstance(drawing, Drawing):
             for kind, content in (("pdf", drawing.pdf), ("png", drawing.png)):
-                _put(folder / f"{drawing.name}.{kind}", content)
+                write_whole(folder / f"{drawing.name}.{kind}", methodcaller("write", content))
                 written.append(f"{drawing.name}.{kind}")
     return written
-
-
-def _put(path: Path, content: bytes) -> None:
-    write_whole(path, lambda file: file.write(content))

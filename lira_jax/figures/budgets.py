@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 
 from lira_jax.evaluation import FPRS
-from lira_jax.figures.style import IN, OUT, Drawing, Missing, figure, plain, rendered, style_of
-from lira_jax.findings import Findings, is_few, rate_text, telling_fpr
+from lira_jax.evaluation.wording import fpr_text, is_few, telling_fpr, tpr
+from lira_jax.figures import style
+from lira_jax.figures.style import Drawing, Missing, figure, plain, rendered
+from lira_jax.findings import Findings
 
 _FILLED = "Filled: at least ten false positives are expected behind the rate; hollow: fewer."
 
@@ -54,28 +55,18 @@ def _budget(
         for place, attack in enumerate(names):
             mine = sorted((e for e in entries if e["name"] == attack), key=lambda e: int(e[by]))
             _with_intervals(axes, mine, by, key, attack, 1 + 0.02 * (place - (len(names) - 1) / 2))
-        axes.axhline(100 * FPRS[key], color="0.6", linestyle=(0, (4, 3)), linewidth=0.8, zorder=1)
+        axes.axhline(100 * FPRS[key], zorder=1, **style.CHANCE)
         ticks = sorted({int(entry[by]) for entry in entries})
         axes.set_xscale("log")
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
         axes.minorticks_off()
         axes.set_xlabel(xlabel)
-        axes.set_ylabel(f"TPR at {rate_text(key)} FPR [%]")
+        axes.set_ylabel(f"TPR at {fpr_text(key)} FPR [%]")
         axes.set_ylim(bottom=0)
-        axes.grid(linewidth=0.3, color="0.9")
-        axes.set_axisbelow(True)
-        handles = [
-            Line2D([], [], color=colour, linestyle=line, marker="o", markersize=3)
-            for colour, line in map(style_of, names)
-        ]
-        handles.append(Line2D([], [], color="0.6", linestyle=(0, (4, 3)), linewidth=0.8))
-        made.legend(
-            handles,
-            [*map(plain, names), "chance"],
-            loc="outside lower center",
-            ncols=2,
-            handlelength=2.6,
-        )
+        style.with_grid(axes)
+        keys = [style.key_to(*style.style_of(name), marker="o", markersize=3) for name in names]
+        labels = [*map(plain, names), "chance"]
+        style.legend_below(made, [*keys, style.chance_key()], labels, handlelength=2.6)
         pictures = rendered(made)
     return Drawing(name, paper, title, f"{caption} Bars: 95 % intervals. {_FILLED}", **pictures)
 
@@ -88,16 +79,15 @@ def _with_intervals(
     attack: str,
     factor: float,
 ) -> None:
-    colour, line = style_of(attack)
+    colour, line = style.style_of(attack)
     x = np.array([int(entry[by]) for entry in entries]) * factor
-    y = np.array([100 * entry["tpr_at_fpr"][key] for entry in entries])
-    axes.plot(x, y, color=colour, linestyle=line)
-    for place, entry in zip(zip(x, y, strict=True), entries, strict=True):
-        interval = (entry.get("tpr_at_fpr_ci") or {}).get(key)
+    axes.plot(x, [100 * tpr(entry, key)[0] for entry in entries], color=colour, linestyle=line)
+    for place, entry in zip(x, entries, strict=True):
+        rate, interval = tpr(entry, key)
         if interval is not None:
-            axes.vlines(place[0], 100 * interval[0], 100 * interval[1], color=colour, linewidth=0.8)
+            axes.vlines(place, 100 * interval[0], 100 * interval[1], color=colour, linewidth=0.8)
         face = "white" if is_few(entry, key) else colour
-        axes.plot(*place, "o", markersize=3.2, color=colour, markerfacecolor=face)
+        axes.plot(place, 100 * rate, "o", markersize=3.2, color=colour, markerfacecolor=face)
 
 
 def _accuracy(findings: Findings) -> Drawing | Missing:
@@ -107,7 +97,7 @@ def _accuracy(findings: Findings) -> Drawing | Missing:
         return Missing(name, "", title, "accuracy needs logits and labels, which are not there")
     with figure(1.5) as made:
         axes = made.add_subplot()
-        for row, (side, colour) in enumerate((("nonmember", OUT), ("member", IN))):
+        for row, (side, colour) in enumerate((("nonmember", style.OUT), ("member", style.IN))):
             values = np.array([100 * entry[side] for entry in accuracy])
             # Spread a little, the same every time, so that equal values can be told apart.
             jitter = np.random.default_rng(0).uniform(-0.22, 0.22, values.size)
@@ -118,8 +108,7 @@ def _accuracy(findings: Findings) -> Drawing | Missing:
         axes.set_yticks([0, 1], ["held out", "trained on"])
         axes.set_ylim(-0.5, 1.75)
         axes.set_xlabel("Accuracy [%]")
-        axes.grid(axis="x", linewidth=0.3, color="0.9")
-        axes.set_axisbelow(True)
+        style.with_grid(axes, axis="x")
         pictures = rendered(made)
     caption = "Each point is one model: its accuracy on what it trained on, and on the rest."
     return Drawing(name, "", title, caption + " Lines: means.", **pictures)

@@ -7,14 +7,13 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter
 from scipy.special import expit
 from scipy.stats import norm
 
-from lira_jax.analysis.exposure import ExampleMoments, example_moments, four_examples
-from lira_jax.figures.style import IN, ORANGE, OUT, Drawing, Missing, figure, plain, rendered
+from lira_jax.analysis.exposure import four_examples, mean_loss_out, privacy_score, with_spread
+from lira_jax.figures import style
+from lira_jax.figures.style import Drawing, Missing, figure, plain, rendered
 from lira_jax.findings import Findings
 from lira_jax.score_set import ScoreSet
 
@@ -26,19 +25,24 @@ _STATISTICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "cross-entropy −log p": lambda phi: np.logaddexp(0.0, -phi),
     "φ = log p/(1−p)": lambda phi: phi,
 }
+_FIT = style.key_to("0.3", "-", label="Gaussian fit")
 # Examples of which figure 4 standardises the scores.
 _POOLED = 2_000
 
 
 def every(findings: Findings) -> list[Drawing | Missing]:
     """All histograms of one run."""
-    moments = example_moments(findings.score_set)
-    d = moments.d if findings.vulnerability is None else findings.vulnerability.d
-    canary = findings.score_set.canary
-    picks = four_examples(moments, d if canary is None else np.where(canary, np.nan, d))
+    score_set = findings.score_set
+    known = with_spread(score_set)
+    if findings.vulnerability is None:
+        d = np.where(known, privacy_score(score_set, 1), np.nan)
+    else:
+        d = findings.vulnerability.d
+    natural = known if score_set.canary is None else known & ~score_set.canary
+    picks = four_examples(mean_loss_out(score_set), np.where(natural, d, np.nan))
     return [
         _losses(findings, picks),
-        _statistics(findings, moments, picks),
+        _statistics(findings, picks),
         _logits(findings, picks),
         _privacy_scores(findings, d),
     ]
@@ -78,7 +82,7 @@ def _losses(findings: Findings, picks: dict[str, int]) -> Drawing | Missing:
         axes.set_xlim(low, high)
         axes.xaxis.set_major_locator(LogLocator(numticks=5))
         axes.xaxis.set_minor_formatter(NullFormatter())
-        for phi, colour in ((outside, OUT), (inside, IN)):
+        for phi, colour in ((outside, style.OUT), (inside, style.IN)):
             values = np.maximum(np.logaddexp(0.0, -phi), 1e-300)
             axes.hist(values, edges.tolist(), color=colour, alpha=0.5)
 
@@ -134,13 +138,9 @@ def _four_panels(
         for axes in grid[-1]:
             axes.set_xlabel(xlabel)
         made.supylabel(ylabel, fontsize=7)
-        handles: list[Patch | Line2D] = [
-            Patch(color=IN, alpha=0.5, label="IN: trained on it"),
-            Patch(color=OUT, alpha=0.5, label="OUT: did not"),
-        ]
-        if fits:
-            handles.append(Line2D([], [], color="0.3", label="Gaussian fit"))
-        made.legend(handles=handles, loc="outside lower center", ncols=3)
+        style.legend_below(
+            made, [*style.side_keys(), _FIT] if fits else style.side_keys(), columns=3
+        )
         return rendered(made)
 
 
@@ -157,9 +157,7 @@ def _shortened(text: str, most: int = 28) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def _statistics(
-    findings: Findings, moments: ExampleMoments, picks: dict[str, int]
-) -> Drawing | Missing:
+def _statistics(findings: Findings, picks: dict[str, int]) -> Drawing | Missing:
     name, paper = "histograms_statistics", "Figure 4"
     title = "Confidence, cross-entropy and φ, with Gaussian fits"
     if not picks:
@@ -169,23 +167,18 @@ def _statistics(
     with figure(4.3) as made:
         grid = made.subplots(3, 2)
         for row, (statistic, of) in zip(grid, _STATISTICS.items(), strict=True):
-            one, pooled = row
-            _two_histograms(one, of(inside), of(outside))
-            _fits(one, of(inside), of(outside))
-            one.set_xlabel(statistic)
-            _standardised(pooled, findings.score_set, moments, of)
+            single, pooled = row
+            _two_histograms(single, of(inside), of(outside))
+            _fits(single, of(inside), of(outside))
+            single.set_xlabel(statistic)
+            _standardised(pooled, findings.score_set, of)
             pooled.set_xlabel(f"{statistic.split(' ')[0]}, standardised")
             for axes in row:
                 axes.set_yticks([])
         grid[0, 0].set_title(plain(_shortened(describe(findings, example))))
         grid[0, 1].set_title("all examples")
         made.supylabel("Density", fontsize=7)
-        handles = [
-            Patch(color=IN, alpha=0.5, label="IN"),
-            Patch(color=OUT, alpha=0.5, label="OUT"),
-            Line2D([], [], color="0.3", label="Gaussian fit"),
-        ]
-        made.legend(handles=handles, loc="outside lower center", ncols=3)
+        style.legend_below(made, [*style.side_keys("IN", "OUT"), _FIT], columns=3)
         pictures = rendered(made)
     caption = (
         "Left: one example (the hard outlier of figure 3) under all models. Right: scores of "
@@ -199,16 +192,15 @@ def _statistics(
 def _standardised(
     axes: Axes,
     score_set: ScoreSet,
-    moments: ExampleMoments,
     of: Callable[[np.ndarray], np.ndarray],
 ) -> None:
     """Residuals of each side over its own spread, beside N(0, 1)."""
-    usable = np.flatnonzero(np.isfinite(moments.std_in + moments.std_out))
+    usable = np.flatnonzero(with_spread(score_set))
     chosen = usable[np.linspace(0, usable.size - 1, min(_POOLED, usable.size)).round().astype(int)]
     values = of(np.asarray(score_set.scores[:, :, 0][:, chosen], dtype=np.float64))
     keep = score_set.keep[:, chosen]
     edges = np.linspace(-4, 4, 65)
-    for side, colour in ((keep, IN), (~keep, OUT)):
+    for side, colour in ((keep, style.IN), (~keep, style.OUT)):
         residuals = _residuals(values, side)
         counts, _ = np.histogram(residuals, edges)
         axes.stairs(
@@ -244,9 +236,9 @@ def _privacy_scores(findings: Findings, d: Float[np.ndarray, " E"]) -> Drawing |
     with figure(2.2) as made:
         axes = made.add_subplot()
         if canary is not None and apart:
-            groups = [("candidates", ~canary, OUT), ("canaries", canary, ORANGE)]
+            groups = [("candidates", ~canary, style.OUT), ("canaries", canary, style.ORANGE)]
         else:
-            groups = [("", np.ones(d.shape, dtype=bool), OUT)]
+            groups = [("", np.ones(d.shape, dtype=bool), style.OUT)]
         for label, group, colour in groups:
             chosen = np.minimum(d[finite & group], edges[-1])
             weights = np.full(chosen.size, 1 / max(chosen.size, 1))
@@ -287,7 +279,7 @@ def _two_histograms(axes: Axes, inside: Floats, outside: Floats) -> None:
     if not high > low:
         low, high = low - 0.5, high + 0.5
     edges = np.linspace(low, high, int(np.clip(2 * np.sqrt(both.size), 8, 30)) + 1)
-    for values, colour in ((outside, OUT), (inside, IN)):
+    for values, colour in ((outside, style.OUT), (inside, style.IN)):
         axes.hist(values, edges.tolist(), density=True, color=colour, alpha=0.5)
 
 
@@ -296,7 +288,7 @@ def _fits(axes: Axes, inside: Floats, outside: Floats) -> None:
     low, high = axes.get_xlim()
     top = axes.get_ylim()[1]
     grid = np.linspace(low, high, 300)
-    for values, colour in ((outside, OUT), (inside, IN)):
+    for values, colour in ((outside, style.OUT), (inside, style.IN)):
         spread = float(values.std(ddof=1))
         if spread > 0:
             axes.plot(grid, norm.pdf(grid, values.mean(), spread), color=colour)

@@ -9,27 +9,11 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from lira_jax.evaluation import Roc
+from lira_jax.evaluation import FEW_FALSE_POSITIVES, Roc
 from lira_jax.evaluation.judging import Band, Curve
-from lira_jax.figures.style import (
-    BLACK,
-    BLUE,
-    GREEN,
-    ORANGE,
-    PINK,
-    RED,
-    SKY,
-    WIDTH,
-    Drawing,
-    Line,
-    Missing,
-    figure,
-    plain,
-    rendered,
-    style_of,
-)
+from lira_jax.figures import style
+from lira_jax.figures.style import Drawing, Line, Missing, figure, plain, rendered
 from lira_jax.findings import Findings
 
 # The rows of Table I, and the figures of their own that the variants have.
@@ -50,19 +34,17 @@ ONLINE = tuple(f"lira-online{variance}" for variance in VARIANCES)
 OFFLINE = tuple(f"lira-offline{variance}" for variance in VARIANCES)
 GRADIENT = ("gradient-norm", "lira-online-gradient-norm")
 
-FEW = "Grey: fewer than ten false positives are expected there."
-_FEW_FALSE_POSITIVES = 10
+GREY_AREA = f"Grey: fewer than {FEW_FALSE_POSITIVES} false positives are expected there."
 # Letters of the longest labels of two columns that fit a figure's width together.
 _LEGEND = 56
-_CHANCE: Line = (0, (4.0, 3.0))
 _STATISTIC_STYLES: tuple[tuple[str, Line], ...] = (
-    (BLUE, "-"),
-    (SKY, "--"),
-    (BLACK, "-."),
-    (PINK, ":"),
-    (GREEN, (0, (6.0, 1.5))),
-    (ORANGE, "-"),
-    (RED, "--"),
+    (style.BLUE, "-"),
+    (style.SKY, "--"),
+    (style.BLACK, "-."),
+    (style.PINK, ":"),
+    (style.GREEN, (0, (6.0, 1.5))),
+    (style.ORANGE, "-"),
+    (style.RED, "--"),
 )
 
 
@@ -138,7 +120,7 @@ def _attacks(
         lines.append(
             Labelled(
                 f"{attack} ({aucs[attack]:.3f})",
-                style_of(attack),
+                style.style_of(attack),
                 curve if attack in bands else Curve(curve.roc),
             )
         )
@@ -149,7 +131,7 @@ def _attacks(
         name,
         paper,
         title,
-        f"{caption} In brackets the AUC. {FEW}",
+        f"{caption} In brackets the AUC. {GREY_AREA}",
         **log_log(lines, "attack (AUC)"),
     )
 
@@ -174,7 +156,7 @@ def _statistics(findings: Findings) -> Drawing | Missing:
     caption = "ROC of online LiRA, one query, with the logit-scaled confidence φ and instead of it."
     if len(lines) < 6:
         caption += " The hinge and the plain logit need logits and labels, which are not there."
-    return Drawing(name, paper, title, f"{caption} {FEW}", **log_log(lines, "statistic"))
+    return Drawing(name, paper, title, f"{caption} {GREY_AREA}", **log_log(lines, "statistic"))
 
 
 def log_log(lines: Sequence[Labelled], title: str) -> dict[str, bytes]:
@@ -182,11 +164,11 @@ def log_log(lines: Sequence[Labelled], title: str) -> dict[str, bytes]:
     half, widths = len(lines) // 2, [len(line.label) for line in lines]
     columns = 1 if max(widths[:half], default=0) + max(widths[half:]) > _LEGEND else 2
     rows = -(-(len(lines) + 1) // columns) + 1
-    with figure(WIDTH - 0.27 + 0.125 * rows) as made:
+    with figure(style.WIDTH + 0.115 * rows) as made:
         axes = made.add_subplot()
         _log_panel(axes, lines)
         _legend(made, lines, title, columns)
-        return rendered(made)
+        return rendered(made, [axes])
 
 
 def _linear_and_log(findings: Findings) -> Drawing | Missing:
@@ -195,11 +177,11 @@ def _linear_and_log(findings: Findings) -> Drawing | Missing:
     if "yeom" not in findings.curves:
         return Missing(name, paper, title, _why(findings, ["yeom"]))
     lines = [
-        Labelled(attack, style_of(attack), Curve(findings.curves[attack].roc))
+        Labelled(attack, style.style_of(attack), Curve(findings.curves[attack].roc))
         for attack in ("yeom", "lira-online")
         if attack in findings.curves
     ]
-    with figure(2.15) as made:
+    with figure(1.95) as made:
         linear, logarithmic = made.subplots(1, 2)
         for line in lines:
             linear.step(
@@ -209,20 +191,17 @@ def _linear_and_log(findings: Findings) -> Drawing | Missing:
                 color=line.style[0],
                 linestyle=line.style[1],
             )
-        linear.plot([0, 1], [0, 1], color="0.6", linestyle=_CHANCE, linewidth=0.8, zorder=1)
+        linear.plot([0, 1], [0, 1], zorder=1, **style.CHANCE)
         linear.set(xlim=(0, 1), ylim=(0, 1), xlabel="False-positive rate")
         linear.set_ylabel("True-positive rate")
-        linear.set_aspect("equal")
         _log_panel(logarithmic, lines)
         logarithmic.set_ylabel("")
-        for axes in (linear, logarithmic):
-            axes.grid(linewidth=0.3, color="0.9")
-            axes.set_axisbelow(True)
+        style.with_grid(linear)
         _legend(made, lines, None, 3)
-        pictures = rendered(made)
+        pictures = rendered(made, [linear, logarithmic])
     caption = (
         "The same curves twice. Linear axes show how an attack does on average; only log axes show "
-        f"whether it finds any members at low false-positive rates. {FEW}"
+        f"whether it finds any members at low false-positive rates. {GREY_AREA}"
     )
     return Drawing(name, paper, title, caption, **pictures)
 
@@ -232,11 +211,10 @@ def _log_panel(axes: Axes, lines: Sequence[Labelled]) -> None:
 
     Curves are steps: at each FPR, the largest TPR that some threshold reaches without exceeding it.
     """
-    nonmembers = max(int(line.curve.roc.false_positives[-1]) for line in lines)
-    left = 1 / max(nonmembers, 10)
-    axes.axvspan(
-        left, min(_FEW_FALSE_POSITIVES / nonmembers, 1), color="0.93", linewidth=0, zorder=0
-    )
+    nonmembers = [int(line.curve.roc.false_positives[-1]) for line in lines]
+    left = 1 / max(*nonmembers, 10)
+    few = min(FEW_FALSE_POSITIVES / min(nonmembers), 1)
+    axes.axvspan(left, few, color="0.93", linewidth=0, zorder=0)
     for line in lines:
         colour, pattern = line.style
         if line.curve.band is not None:
@@ -248,7 +226,7 @@ def _log_panel(axes: Axes, lines: Sequence[Labelled]) -> None:
                 linewidth=0,
             )
         axes.step(*_corners(line.curve.roc, left), where="post", color=colour, linestyle=pattern)
-    axes.plot([left, 1], [left, 1], color="0.6", linestyle=_CHANCE, linewidth=0.8, zorder=1)
+    axes.plot([left, 1], [left, 1], zorder=1, **style.CHANCE)
     axes.set(
         xscale="log",
         yscale="log",
@@ -257,28 +235,18 @@ def _log_panel(axes: Axes, lines: Sequence[Labelled]) -> None:
         xlabel="False-positive rate",
         ylabel="True-positive rate",
     )
-    axes.set_aspect("equal")
-    axes.grid(linewidth=0.3, color="0.9")
-    axes.set_axisbelow(True)
+    style.with_grid(axes)
 
 
 def _legend(made: Figure, lines: Sequence[Labelled], title: str | None, columns: int) -> None:
-    handles = [Line2D([], [], color=line.style[0], linestyle=line.style[1]) for line in lines]
+    keys = [style.key_to(*line.style) for line in lines]
     labels = [plain(line.label) for line in lines]
     # At the end of the first of two columns: lines in pairs then stand side by side.
     place = len(lines) // 2 if columns == 2 else len(lines)
-    handles.insert(place, Line2D([], [], color="0.6", linestyle=_CHANCE, linewidth=0.8))
+    keys.insert(place, style.chance_key())
     labels.insert(place, "chance")
-    made.legend(
-        handles,
-        labels,
-        loc="outside lower center",
-        ncols=columns,
-        title=title,
-        handlelength=2.6,
-        columnspacing=1.2,
-        labelspacing=0.25,
-    )
+    spacing = {"handlelength": 2.6, "columnspacing": 1.2, "labelspacing": 0.25}
+    style.legend_below(made, keys, labels, columns, title=title, **spacing)
 
 
 def _corners(curve: Roc, left: float) -> tuple[Float[np.ndarray, " P"], Float[np.ndarray, " P"]]:

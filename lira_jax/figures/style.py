@@ -8,14 +8,18 @@ from __future__ import annotations
 import io
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import matplotlib as mpl
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 # A column of the usual two-column paper [inches].
 WIDTH = 3.4
@@ -36,7 +40,7 @@ GREY = "#7F7F7F"
 IN, OUT = RED, BLUE
 """Colours of models that trained on an example, and that did not."""
 
-Line = Literal["-", "--", "-.", ":"] | tuple[float, tuple[float, ...]]
+Line = Literal["-", "--", "-.", ":", "none"] | tuple[float, tuple[float, ...]]
 
 # LiRA: a colour per variance, online solid, offline dashed. Baselines broken in ways of their own.
 # The dashes of variants that often coincide lie in each other's gaps.
@@ -80,6 +84,11 @@ STYLES: dict[str, tuple[str, Line]] = {
     "top-3": (ORANGE, ":"),
     "max-score-calibrated": (WINE, "--"),
 }
+# Runs beside one another: colours, lines and markers, each in its own cycle.
+_RUN_COLOURS = (BLUE, RED, GREEN, ORANGE, PINK, SKY, BLACK, WINE, INDIGO, OLIVE, GREY, "#8C564B")
+_RUN_LINES: tuple[Line, ...] = ("-", "--", "-.", ":")
+MARKERS = "osD^vP*X<>p"
+
 _OWN_COLOURS = (GREY, WINE, OLIVE, INDIGO)
 _OWN_LINES: tuple[Line, ...] = (
     (0, (8.0, 2.0)),
@@ -115,6 +124,56 @@ def style_of(name: str) -> tuple[str, Line]:
         _OWN_COLOURS[code % len(_OWN_COLOURS)],
         _OWN_LINES[code // len(_OWN_COLOURS) % len(_OWN_LINES)],
     )
+
+
+def style_of_run(place: int) -> tuple[str, Line]:
+    """Colour and line of the n-th of several runs."""
+    colour = _RUN_COLOURS[place % len(_RUN_COLOURS)]
+    return colour, _RUN_LINES[(place + place // len(_RUN_COLOURS)) % len(_RUN_LINES)]
+
+
+def marker(place: int) -> str:
+    """The marker of the n-th of several runs or calibrations."""
+    return MARKERS[place % len(MARKERS)]
+
+
+CHANCE: dict[str, Any] = {"color": "0.6", "linestyle": (0, (4.0, 3.0)), "linewidth": 0.8}
+"""How guessing is drawn."""
+
+
+def key_to(colour: str, line: Line = "none", **marks: Any) -> Line2D:
+    """What stands for a line or for points in a legend."""
+    return Line2D([], [], color=colour, linestyle=line, **marks)
+
+
+def chance_key() -> Line2D:
+    """What stands for guessing in a legend."""
+    return Line2D([], [], **CHANCE)
+
+
+def side_keys(trained: str = "IN: trained on it", did_not: str = "OUT: did not") -> list[Artist]:
+    """What stands for models that trained on an example, and that did not, in a legend."""
+    labels = {IN: trained, OUT: did_not}
+    return [Patch(color=colour, alpha=0.5, label=label) for colour, label in labels.items()]
+
+
+def legend_below(
+    made: Figure,
+    keys: Sequence[Artist],
+    labels: Sequence[str] | None = None,
+    columns: int = 2,
+    **how: Any,
+) -> None:
+    """A legend under the axes; without labels, each key brings its own."""
+    shown = {"handles": keys} if labels is None else {"handles": keys, "labels": labels}
+    made.legend(loc="outside lower center", ncols=columns, **shown, **how)
+
+
+def with_grid(*panels: Axes, axis: Literal["both", "x"] = "both") -> None:
+    """Thin lines at the ticks, behind all else."""
+    for axes in panels:
+        axes.grid(axis=axis, linewidth=0.3, color="0.9")
+        axes.set_axisbelow(True)
 
 
 @dataclass(frozen=True)
@@ -164,11 +223,18 @@ def figure(height: float, width: float = WIDTH) -> Iterator[Figure]:
         yield made
 
 
-def rendered(made: Figure) -> dict[str, bytes]:
-    """The figure as pdf, png and svg; no dates, so the same figure gives the same bytes."""
+def rendered(made: Figure, square: Sequence[Axes] = ()) -> dict[str, bytes]:
+    """The figure as pdf, png and svg; no dates, so the same figure gives the same bytes.
+
+    Args:
+        square: axes to make square within the room that they have.
+    """
     # Laid out once; the three pictures then agree and are drawn in half the time.
     made.draw_without_rendering()
     made.set_layout_engine("none")
+    # Not before: what a square leaves free of its room, the layout would take from its labels.
+    for axes in square:
+        axes.set_box_aspect(1)
     none: dict[str, dict[str, Any] | None] = {
         "pdf": {"CreationDate": None},
         "png": None,

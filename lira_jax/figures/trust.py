@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,25 +10,14 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from scipy.special import logit
 
+from lira_jax.evaluation.wording import is_few
+from lira_jax.figures import style
 from lira_jax.figures.histograms import picture
-from lira_jax.figures.style import (
-    GREY,
-    IN,
-    OUT,
-    RED,
-    SKY,
-    Drawing,
-    Missing,
-    figure,
-    plain,
-    rendered,
-    style_of,
-)
-from lira_jax.findings import Findings, Trust, is_few
+from lira_jax.figures.style import Drawing, Missing, figure, plain, rendered
+from lira_jax.findings import Findings, Interval, Trust
 
 _ASK = "nothing was predicted elsewhere: python score.py --run DIR --trust"
 _COLUMNS = 3
@@ -51,8 +40,6 @@ _MARKS = {
 _TRADED = ("entropy", "max-score", "top-3", "lira-online")
 # Bins with a smaller share of predictions say nothing of how right these are.
 _RARE = 1e-3
-_CALIBRATION_MARKS = "osD^vP*X<>p"
-_CHANCE: dict[str, Any] = {"color": "0.6", "linestyle": (0, (4.0, 3.0)), "linewidth": 0.8}
 
 
 def every(findings: Findings) -> list[Drawing | Missing]:
@@ -87,10 +74,10 @@ class _Row:
 
 def _inputs(findings: Findings) -> Drawing | Missing:
     name, title = "trust_inputs", "Inputs and how sure the models are of them"
-    found, held = findings.metrics.get("trust"), findings.trust
-    if held is None or not found or not found["kinds"]:
+    results, predicted = findings.metrics.get("trust"), findings.trust
+    if predicted is None or not results or not results["kinds"]:
         return Missing(name, "", title, _ASK)
-    rows = _rows(findings, held, found)
+    rows = _rows(findings, predicted, results)
     least = max(min(float(row.confidence.min()) for row in rows), 1e-3)
     edges = np.linspace(logit(least) - 0.2, logit(_HIGHEST), _BINS + 1)
     members = _shares(rows[0], edges)
@@ -107,7 +94,7 @@ def _inputs(findings: Findings) -> Drawing | Missing:
             shares = _shares(row, edges)
             # Every distribution as high as its row: one that stands on one score too.
             right.stairs(shares / shares.max(), edges, fill=True, color=row.colour, alpha=0.5)
-            right.stairs(members / members.max(), edges, color=IN, linewidth=0.7)
+            right.stairs(members / members.max(), edges, color=style.IN, linewidth=0.7)
             mean = float(row.confidence.mean())
             right.axvline(
                 min(logit(mean), edges[-1]), color="black", linewidth=1.1, solid_capstyle="butt"
@@ -126,7 +113,7 @@ def _inputs(findings: Findings) -> Drawing | Missing:
         grid[-1, 1].set_xlabel("Maximum prediction score p")
         pictures = rendered(made)
     caption = (
-        f"Maximum prediction scores of all {found['targets']} models, evenly spaced by "
+        f"Maximum prediction scores of all {results['targets']} models, evenly spaced by "
         f"log(p/(1−p)); what exceeds {_HIGHEST} stands at the right end. Black: the mean. Red "
         "outline, in every row: the scores of members. Each distribution is drawn to the same "
         "height. Images: some of the inputs as the network sees them"
@@ -135,24 +122,24 @@ def _inputs(findings: Findings) -> Drawing | Missing:
     return Drawing(name, "", title, caption, **pictures)
 
 
-def _rows(findings: Findings, held: Trust, found: Mapping[str, Any]) -> list[_Row]:
+def _rows(findings: Findings, predicted: Trust, results: Mapping[str, Any]) -> list[_Row]:
     """Members and other examples of all models, and each kind."""
     # Canaries come last and are left out.
-    keep = findings.score_set.keep[:, : held.confidence.shape[1]]
+    keep = findings.score_set.keep[:, : predicted.confidence.shape[1]]
     rows = []
     for title, side, colour in (
-        ("members", keep, IN),
-        ("non-members: other examples", ~keep, OUT),
+        ("members", keep, style.IN),
+        ("non-members: other examples", ~keep, style.OUT),
     ):
         # Images on that side of the first model.
         images = None
         if findings.images is not None:
             images = np.asarray(findings.images[np.flatnonzero(side[0])[:_SHOWN]])
-        rows.append(_Row(title, images, held.confidence[side], colour))
-    for kind in found["kinds"]:
+        rows.append(_Row(title, images, predicted.confidence[side], colour))
+    for kind in results["kinds"]:
         name = kind["name"]
-        images = held.samples[name][:_SHOWN]
-        rows.append(_Row(kind["title"], images, held.of_kinds[name].ravel(), GREY))
+        images = predicted.samples[name][:_SHOWN]
+        rows.append(_Row(kind["title"], images, predicted.of_kinds[name].ravel(), style.GREY))
     return rows
 
 
@@ -177,21 +164,21 @@ def _shares(row: _Row, edges: Float[np.ndarray, " B"]) -> Float[np.ndarray, " C"
 
 def _false_positives(findings: Findings) -> Drawing | Missing:
     name, title = "trust_fpr", "False positives on inputs from elsewhere"
-    found = findings.metrics.get("trust")
-    if not found or not found["kinds"]:
+    results = findings.metrics.get("trust")
+    if not results or not results["kinds"]:
         return Missing(name, "", title, _ASK)
-    attacks = [one for one in found["calibrations"][0]["attacks"] if one["inputs"]]
-    kinds = {kind["name"]: place for place, kind in enumerate(found["kinds"], start=1)}
-    titles = ["non-members:\nother examples", *(plain(kind["title"]) for kind in found["kinds"])]
+    attacks = [entry for entry in results["calibrations"][0]["attacks"] if entry["inputs"]]
+    kinds = {kind["name"]: place for place, kind in enumerate(results["kinds"], start=1)}
+    titles = ["non-members:\nother examples", *(plain(kind["title"]) for kind in results["kinds"])]
     with figure(0.75 + 0.1 * len(attacks) + 0.37 * len(titles)) as made:
         axes = made.add_subplot()
         for place in range(0, len(titles), 2):
             axes.axhspan(place - 0.5, place + 0.5, color="0.95", linewidth=0, zorder=0)
         for place, entry in enumerate(attacks):
             offset = 0.13 * (place - (len(attacks) - 1) / 2)
-            colour, _ = style_of(entry["name"])
+            colour, _ = style.style_of(entry["name"])
             judged = [(0, entry["decision"])]
-            judged += [(kinds[one["kind"]], one["decision"]) for one in entry["inputs"]]
+            judged += [(kinds[part["kind"]], part["decision"]) for part in entry["inputs"]]
             for row, decision in judged:
                 low, high = decision["fpr_ci"]
                 axes.hlines(row + offset, 100 * low, 100 * high, color=colour, linewidth=0.8)
@@ -203,16 +190,18 @@ def _false_positives(findings: Findings) -> Drawing | Missing:
         axes.set_yticks(range(len(titles)), titles)
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel("Falsely called members [%]")
-        axes.grid(axis="x", linewidth=0.3, color="0.85")
-        axes.set_axisbelow(True)
-        handles = [_handle(entry["name"]) for entry in attacks]
-        labels = [entry["name"] for entry in attacks]
-        made.legend(handles, labels, loc="outside lower center", ncols=2)
+        style.with_grid(axes, axis="x")
+        names = [entry["name"] for entry in attacks]
+        keys = [
+            style.key_to(style.style_of(name)[0], marker=_MARKS[name], markersize=4)
+            for name in names
+        ]
+        style.legend_below(made, keys, names)
         pictures = rendered(made)
     caption = (
         "The share of inputs that each attack calls members, though no model trained on them, at "
         "the threshold tuned on one source model; mean over "
-        f"{found['targets']} targets, plain predictions. entropy, max-score and top-3 "
+        f"{results['targets']} targets, plain predictions. entropy, max-score and top-3 "
         "have one threshold for all inputs; max-score-calibrated and lira-offline compare with "
         "what other models say of the same input, lira-offline of the label or, where there is "
         "none, of the class that the target predicts. gap needs a label. Bars: 95 % intervals."
@@ -220,38 +209,31 @@ def _false_positives(findings: Findings) -> Drawing | Missing:
     return Drawing(name, "", title, caption, **pictures)
 
 
-def _handle(name: str) -> Line2D:
-    return Line2D(
-        [], [], color=style_of(name)[0], linestyle="none", marker=_MARKS[name], markersize=4
-    )
-
-
 # Calibration.
 
 
 def _trade_off(findings: Findings) -> Drawing | Missing:
     name, title = "trust_trade_off", "Better calibrated, and what leaks then"
-    found = findings.metrics.get("trust")
-    if not found:
+    results = findings.metrics.get("trust")
+    if not results:
         return Missing(name, "", title, _ASK)
-    calibrations = found["calibrations"]
+    calibrations = results["calibrations"]
     with figure(2.75 + 0.125 * -(-len(calibrations) // _COLUMNS)) as made:
         left, right = made.subplots(1, 2)
         few = False
-        titles = {one["name"]: one["title"] for one in calibrations}
-        for one in calibrations:
-            mark = marks_of(titles)[one["name"]]
-            errors = _with_interval(one["nonmembers"], "ece")
-            for entry in one["attacks"]:
-                colour, _ = style_of(entry["name"])
+        for place, calibration in enumerate(calibrations):
+            mark = style.marker(place)
+            errors = interval_of(calibration["nonmembers"], "ece")
+            for entry in calibration["attacks"]:
+                colour, _ = style.style_of(entry["name"])
                 if entry["name"] in _TRADED:
-                    crossed(left, errors, _with_interval(entry, "auc"), colour, mark)
+                    crossed(left, errors, interval_of(entry, "auc"), colour, mark)
                 if entry["name"] == "lira-online":
                     hollow = is_few(entry, "0.001")
                     few |= hollow
-                    crossed(right, errors, tpr_of(entry), colour, mark, hollow=hollow)
-        left.axhline(50, zorder=1, **_CHANCE)
-        right.axhline(0.1, zorder=1, **_CHANCE)
+                    crossed(right, errors, low_tpr(entry), colour, mark, hollow=hollow)
+        left.axhline(50, zorder=1, **style.CHANCE)
+        right.axhline(0.1, zorder=1, **style.CHANCE)
         left.set_ylabel("AUROC [%]")
         right.set_ylabel("LiRA online: TPR at 0.1 % FPR [%]")
         right.set_ylim(bottom=0)
@@ -259,74 +241,49 @@ def _trade_off(findings: Findings) -> Drawing | Missing:
             axes.set_xlabel("ECE, non-members [%]")
             axes.set_xlim(left=0)
             axes.margins(x=0.08)
-            axes.grid(linewidth=0.3, color="0.9")
-            axes.set_axisbelow(True)
-        legend_of_calibrations(made, titles)
-        handles: list[Line2D] = [
-            Line2D([], [], color=style_of(one)[0], linewidth=2) for one in _TRADED
-        ]
-        made.legend(
-            [*handles, Line2D([], [], **_CHANCE)],
-            [*_TRADED, "chance"],
-            loc="outside lower center",
-            ncols=3,
-        )
+            style.with_grid(axes)
+        legend_of_calibrations(made, (entry["title"] for entry in calibrations))
+        keys = [style.key_to(style.style_of(name)[0], "-", linewidth=2) for name in _TRADED]
+        style.legend_below(made, [*keys, style.chance_key()], [*_TRADED, "chance"], columns=3)
         pictures = rendered(made)
     caption = (
         "Each point is one calibration of the same models: its expected calibration error on "
         "examples that a model did not train on, and what the attacks then find. Left: area under "
         "the ROC; right: online LiRA's members found at 0.1 % false positives. Bars: 95 % "
-        f"intervals, over {found['targets']} targets."
+        f"intervals, over {results['targets']} targets."
     )
     if few:
         caption += " Hollow: fewer than ten false positives are expected there."
     return Drawing(name, "", title, caption, **pictures)
 
 
-def marks_of(calibrations: Iterable[str]) -> dict[str, str]:
-    """The mark of each calibration, by its name."""
-    return {
-        name: _CALIBRATION_MARKS[place % len(_CALIBRATION_MARKS)]
-        for place, name in enumerate(calibrations)
-    }
-
-
-def legend_of_calibrations(made: Figure, titles: Mapping[str, str]) -> None:
-    """Above the axes, the marks of calibrations, whose titles are given by name."""
-    handles = [
-        Line2D([], [], color="0.3", linestyle="none", marker=mark, markersize=4)
-        for mark in marks_of(titles).values()
-    ]
-    labels = [plain(title) for title in titles.values()]
+def legend_of_calibrations(made: Figure, titles: Iterable[str]) -> None:
+    """Above the axes, the marks of calibrations, in the order of `marker`."""
+    labels = [plain(title) for title in titles]
+    keys = [style.key_to("0.3", marker=style.marker(n), markersize=4) for n in range(len(labels))]
     made.legend(
-        handles, labels, loc="outside upper center", ncols=_COLUMNS, title="calibration",
+        keys, labels, loc="outside upper center", ncols=_COLUMNS, title="calibration",
         handletextpad=0.2,
     )  # fmt: skip
 
 
-def tpr_of(entry: Mapping[str, Any]) -> tuple[float, float, float]:
-    """TPR at 0.1 % FPR of an attack, and its interval."""
-    value = entry["tpr_at_fpr"]["0.001"]
-    low, high = entry["tpr_at_fpr_ci"]["0.001"]
-    return value, low, high
+def low_tpr(entry: Mapping[str, Any]) -> Interval:
+    """TPR at 0.1 % FPR of an attack, and the ends of its interval."""
+    rate, (low, high) = entry["tpr_at_fpr"]["0.001"], entry["tpr_at_fpr_ci"]["0.001"]
+    return rate, low, high
 
 
-def _with_interval(entry: Mapping[str, Any], key: str) -> tuple[float, float, float]:
+def interval_of(entry: Mapping[str, Any], key: str) -> Interval:
+    """A figure and the ends of its interval."""
     low, high = entry[f"{key}_ci"]
-    return entry[key], low, high
+    return float(entry[key]), float(low), float(high)
 
 
 def crossed(
-    axes: Axes,
-    x: tuple[float, float, float],
-    y: tuple[float, float, float],
-    colour: str,
-    mark: str,
-    *,
-    hollow: bool = False,
+    axes: Axes, x: Interval, y: Interval, colour: str, mark: str, *, hollow: bool = False
 ) -> None:
     """A point with its intervals in both directions, shares drawn in percent."""
-    (across, left, right), (up, low, high) = (tuple(100 * one for one in side) for side in (x, y))
+    (across, left, right), (up, low, high) = (tuple(100 * end for end in side) for side in (x, y))
     axes.hlines(up, left, right, color=colour, linewidth=0.6)
     axes.vlines(across, low, high, color=colour, linewidth=0.6)
     axes.plot(
@@ -336,43 +293,12 @@ def crossed(
 
 
 def _reliability(findings: Findings) -> Drawing | Missing:
-    found = findings.metrics.get("trust")
-    if not found:
-        return Missing("trust_reliability", "", "Confidence against accuracy", _ASK)
-    panels = []
-    for one in found["calibrations"]:
-        bins = {key: np.array(value, float) for key, value in
-                one["nonmembers"]["reliability"].items()}  # fmt: skip
-        counts = bins.pop("counts").astype(np.int64)
-        title = one["title"]
-        if one["name"] == "temperature-fit":
-            title += f" ({one['temperature']['mean']:.3g})"
-        panels.append(Reliability(title, counts, ece=one["nonmembers"]["ece"], **bins))
-    return reliability_diagram(panels)
-
-
-@dataclass(frozen=True)
-class Reliability:
-    """A panel of the reliability diagram: all models' predictions under one calibration.
-
-    Attributes:
-        title: of the panel.
-        counts: predictions in each bin of confidence, bins being of equal width, int [B].
-        confidence, accuracy: mean confidence and share of correct ones, NaN where empty, [B].
-        spread: standard deviation of the accuracy between models, NaN where not known, [B].
-        ece: expected calibration error, the mean over models.
-    """
-
-    title: str
-    counts: Int[np.ndarray, " B"]
-    confidence: Float[np.ndarray, " B"]
-    accuracy: Float[np.ndarray, " B"]
-    spread: Float[np.ndarray, " B"]
-    ece: float
-
-
-def reliability_diagram(panels: Sequence[Reliability]) -> Drawing:
     """Accuracy against confidence, a panel for each calibration, three beside one another."""
+    name, title = "trust_reliability", "Confidence against accuracy"
+    results = findings.metrics.get("trust")
+    if not results:
+        return Missing(name, "", title, _ASK)
+    panels = results["calibrations"]
     rows = -(-len(panels) // _COLUMNS)
     columns = min(_COLUMNS, len(panels))
     with figure(0.7 + 1.45 * rows) as made:
@@ -396,47 +322,46 @@ def reliability_diagram(panels: Sequence[Reliability]) -> Drawing:
         for row in range(rows):
             axes[2 * row, 0].set_ylabel("Accuracy [%]")
             axes[2 * row + 1, 0].set_ylabel("Share\n[%]")
-        handles = [
-            Line2D([], [], color="black", marker="o", markersize=2.5, linewidth=0.8),
-            Patch(color=RED, alpha=0.35, linewidth=0),
-            Patch(color=SKY, alpha=0.5, linewidth=0),
-            Line2D([], [], color="0.6", linestyle=(0, (4, 3)), linewidth=0.8),
-        ]
-        labels = [
-            "accuracy, ± spread of models",
-            "too confident",
-            "not confident enough",
-            "calibrated",
-        ]
+        keys = {
+            "accuracy, ± spread of models": style.key_to(
+                "black", "-", marker="o", markersize=2.5, linewidth=0.8
+            ),
+            "too confident": Patch(color=style.RED, alpha=0.35, linewidth=0),
+            "not confident enough": Patch(color=style.SKY, alpha=0.5, linewidth=0),
+            "calibrated": style.chance_key(),
+        }
         made.align_ylabels(axes[:, 0])
-        made.legend(handles, labels, loc="outside lower center", ncols=2)
+        style.legend_below(made, list(keys.values()), list(keys))
         pictures = rendered(made)
-    return Drawing(
-        "trust_reliability",
-        "",
-        "Confidence against accuracy",
+    caption = (
         "Predictions of all models by their confidence, the largest probability, in bins of equal "
         "width: the share of correct ones at their mean confidence, but for bins with fewer than "
         "one in 1,000. Shaded: the gap to equality. Bars: standard deviation between models. "
         "ECE: expected calibration error, mean over models. Below: the share of predictions in "
-        "each bin.",
-        **pictures,
+        "each bin."
     )
+    return Drawing(name, "", title, caption, **pictures)
 
 
-def _diagram(axes: Axes, panel: Reliability) -> None:
-    held = panel.counts >= max(_RARE * panel.counts.sum(), 1)
-    confidence, accuracy = 100 * panel.confidence[held], 100 * panel.accuracy[held]
-    spread = 100 * np.nan_to_num(panel.spread[held])
-    axes.plot([0, 100], [0, 100], color="0.6", linestyle=(0, (4, 3)), linewidth=0.8, zorder=1)
+def _diagram(axes: Axes, calibration: Mapping[str, Any]) -> None:
+    """The accuracy in each bin of confidence, and by how much it misses equality."""
+    counts, centres = _bins(calibration)
+    filled = counts >= max(_RARE * counts.sum(), 1)
+    reliability = calibration["nonmembers"]["reliability"]
+    confidence, accuracy, spread = (
+        100 * np.array(reliability[key], float)[filled]
+        for key in ("confidence", "accuracy", "spread")
+    )
+    spread = np.nan_to_num(spread)  # not known of one model
+    axes.plot([0, 100], [0, 100], zorder=1, **style.CHANCE)
     for side, colour, alpha in (
-        (accuracy < confidence, RED, 0.35),
-        (accuracy > confidence, SKY, 0.5),
+        (accuracy < confidence, style.RED, 0.35),
+        (accuracy > confidence, style.SKY, 0.5),
     ):
         axes.bar(
-            _centres(panel)[held][side],
+            centres[filled][side],
             (accuracy - confidence)[side],
-            width=100 / panel.counts.size,
+            width=100 / counts.size,
             bottom=confidence[side],
             color=colour,
             alpha=alpha,
@@ -448,16 +373,19 @@ def _diagram(axes: Axes, panel: Reliability) -> None:
         confidence, accuracy, ends, color="black", marker="o", markersize=1.8, linewidth=0.8,
         elinewidth=0.5,
     )  # fmt: skip
-    axes.set_title(plain(panel.title), pad=3)
+    title, ece = calibration["title"], calibration["nonmembers"]["ece"]
+    if calibration["name"] == "temperature-fit":
+        title += f" ({calibration['temperature']['mean']:.3g})"
+    axes.set_title(plain(title), pad=3)
     axes.set_xlim(0, 100)
     axes.set_ylim(0, 100)
     axes.set_xticks([0, 50, 100])
     axes.set_yticks([0, 50, 100])
     axes.tick_params(labelbottom=False)
     # In the corner that the points leave free.
-    below = np.average(confidence - accuracy, weights=panel.counts[held]) > 0
+    below = np.average(confidence - accuracy, weights=counts[filled]) > 0
     axes.annotate(
-        f"ECE {100 * panel.ece:.1f} %",
+        f"ECE {100 * ece:.1f} %",
         (0.06, 0.94) if below else (0.95, 0.06),
         xycoords="axes fraction",
         ha="left" if below else "right",
@@ -466,13 +394,17 @@ def _diagram(axes: Axes, panel: Reliability) -> None:
     )
 
 
-def _histogram(axes: Axes, panel: Reliability) -> None:
-    share = 100 * panel.counts / panel.counts.sum()
-    axes.bar(_centres(panel), share, width=100 / panel.counts.size, color=GREY, linewidth=0)
+def _histogram(axes: Axes, calibration: Mapping[str, Any]) -> None:
+    """The share of predictions in each bin of confidence."""
+    counts, centres = _bins(calibration)
+    share = 100 * counts / counts.sum()
+    axes.bar(centres, share, width=100 / counts.size, color=style.GREY, linewidth=0)
     axes.set_ylim(0, 100)
     axes.set_yticks([0, 100])
     axes.tick_params(labelbottom=False)
 
 
-def _centres(panel: Reliability) -> Float[np.ndarray, " B"]:
-    return 100 * (np.arange(panel.counts.size) + 0.5) / panel.counts.size
+def _bins(calibration: Mapping[str, Any]) -> tuple[Int[np.ndarray, " B"], Float[np.ndarray, " B"]]:
+    """Predictions in each bin of confidence, the bins being of equal width, and their middles."""
+    counts = np.array(calibration["nonmembers"]["reliability"]["counts"], np.int64)
+    return counts, 100 * (np.arange(counts.size) + 0.5) / counts.size

@@ -25,7 +25,6 @@ label.
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -37,7 +36,8 @@ from jaxtyping import Bool, Float32, Int32
 
 from lira_jax.config import LabelOnlyConfig
 from lira_jax.errors import InputError
-from lira_jax.run.run_dir import read_record
+from lira_jax.fields import refusal
+from lira_jax.run.parts import read_record
 from lira_jax.run.storage import read_array
 from lira_jax.score_set import ScoreSet
 
@@ -144,24 +144,29 @@ class LabelAnswers:
 
 
 def ask(config: LabelOnlyConfig, models: int, examples: int, block: int) -> Asked:
-    """Parse and check what a configuration asks of N models in blocks, on E examples.
+    """What a configuration asks of N models in blocks, on E examples; lists in ascending order.
 
     Raises:
-        InputError: a list that is none, models or examples that the run does not have, a source
-            model among the targets or in a target's block, or strengths outside their range.
+        InputError: models or examples that the run does not have, or a source model among the
+            targets or in a target's block.
     """
-    sources = _models("sources", config.sources, models)
+    sources = config.sources
     if not sources:
-        raise InputError('label_only.sources = "": name at least one source model, such as "0"')
+        raise refusal("label_only.sources", sources, "name at least one source model, such as 0")
+    for side in ("sources", "targets"):
+        numbers = getattr(config, side)
+        beyond = next((n for n in numbers if not 0 <= n < models), None)
+        if beyond is not None:
+            reason = f"{beyond} is not among the models 0 to {models - 1}"
+            raise refusal(f"label_only.{side}", numbers, reason)
     used = {n // block for n in sources}
-    targets = _models("targets", config.targets, models)
-    if not config.targets.strip():
-        targets = tuple(n for n in range(models) if n // block not in used)
-        if not targets:
-            raise InputError(
-                f'label_only.sources = "{config.sources}": leaves no target of {models} models, '
-                "since every block holds a source; name fewer sources or train more models"
-            )
+    targets = config.targets or tuple(n for n in range(models) if n // block not in used)
+    if not targets:
+        reason = (
+            f"leaves no target of {models} models, since every block holds a source; name fewer "
+            "sources or train more models"
+        )
+        raise refusal("label_only.sources", sources, reason)
     both = sorted(set(sources) & set(targets))
     if both:
         raise InputError(
@@ -186,52 +191,12 @@ def ask(config: LabelOnlyConfig, models: int, examples: int, block: int) -> Aske
         targets=targets,
         examples=counts["examples"],
         boundary_examples=counts["boundary_examples"],
-        rotations=_numbers("rotations", config.rotations, 0, 180, "degrees above 0, up to 180"),
-        translations=tuple(
-            int(d)
-            for d in _numbers("translations", config.translations, 0.5, 2**20, "whole pixels", True)
-        ),
-        noise=_numbers("noise", config.noise, 0, 100, "strengths above 0"),
-        flips=_numbers("flips", config.flips, 0, 1, "probabilities above 0, up to 1"),
+        rotations=tuple(sorted(config.rotations)),
+        translations=tuple(sorted(config.translations)),
+        noise=tuple(sorted(config.noise)),
+        flips=tuple(sorted(config.flips)),
         checkpoints=checkpoints if config.budget else (),
     )
-
-
-def _models(name: str, text: str, models: int) -> tuple[int, ...]:
-    """Numbers of models from text such as `0, 2-5`, each once, in the order given."""
-    found: list[int] = []
-    for part in filter(None, (piece.strip() for piece in text.split(","))):
-        match = re.fullmatch(r"(\d+)(?:\s*[-–]\s*(\d+))?", part)
-        if not match:
-            raise InputError(
-                f'label_only.{name} = "{text}": give numbers of models such as "0, 2-5"'
-            )
-        first = int(match[1])
-        last = int(match[2] or first)
-        if not first <= last < models:
-            raise InputError(
-                f'label_only.{name} = "{text}": {part} is not among the models 0 to {models - 1}'
-            )
-        found += range(first, last + 1)
-    if len(set(found)) < len(found):
-        raise InputError(f'label_only.{name} = "{text}": names a model twice')
-    return tuple(found)
-
-
-def _numbers(
-    name: str, text: str, low: float, high: float, what: str, whole: bool = False
-) -> tuple[float, ...]:
-    """Ascending numbers from text such as `1, 4, 8`."""
-    try:
-        found = [float(part) for part in text.split(",")] if text.strip() else []
-    except ValueError:
-        found = [np.nan]
-    fits = all(low < value <= high and (not whole or value == int(value)) for value in found)
-    if not fits or len(set(found)) < len(found):
-        raise InputError(
-            f'label_only.{name} = "{text}": give different numbers separated by commas, {what}'
-        )
-    return tuple(sorted(found))
 
 
 def shifts(distance: int) -> list[tuple[int, int]]:
@@ -245,54 +210,54 @@ def command(run: Path) -> str:
     return f"python score.py --run {shlex.quote(str(run))} --label-only"
 
 
-def read(run: Path, held: ScoreSet) -> LabelAnswers | None:
+def read(run: Path, score_set: ScoreSet) -> LabelAnswers | None:
     """What the models of a run answered, as far as it is complete; None if nothing was asked yet.
 
     Arrays stay memory maps. What is not there for all examples and models is not there yet.
 
     Args:
         run: a run directory.
-        held: its scores, from `run_dir.read_score_set`.
+        score_set: its scores, from `score_files.read_score_set`.
 
     Raises:
         InputError: a damaged or foreign file, models that the run does not have, or so few examples
             that the source models or the targets have trained on all of them, or on none.
     """
     folder = run / FOLDER
-    asked = read_record(folder / MODELS, COMMAND)
+    asked = read_models(folder)
     if asked is None:
         return None
-    models, examples = held.keep.shape
+    models, examples = score_set.keep.shape
     sources, targets = (_numbers_of(folder, asked, side, models) for side in ("sources", "targets"))
     both = (*sources, *targets)
     if len(set(both)) < len(both):
         raise _damaged(folder / MODELS, "names a model twice", folder)
-    assert held.block is not None
-    if {n // held.block for n in sources} & {n // held.block for n in targets}:
+    assert score_set.block is not None
+    if {n // score_set.block for n in sources} & {n // score_set.block for n in targets}:
         raise _damaged(folder / MODELS, "a target in the block of a source model", folder)
-    found = {
-        name: one
+    arrays = {
+        name: array
         for name in ARRAYS
-        if (one := _read(run, name, len(sources), len(both), examples)) is not None
+        if (array := _read(run, name, len(sources), len(both), examples)) is not None
     }
-    if not found:
+    if not arrays:
         return None
-    assert held.labels is not None
-    assert held.logits is not None
+    assert score_set.labels is not None
+    assert score_set.logits is not None
     chosen = list(both)
     answers = LabelAnswers(
         origin=str(folder),
         models=both,
         sources=len(sources),
-        block=held.block,
-        keep=held.keep[chosen],
-        labels=held.labels,
-        scores=held.scores[chosen, :, 0],
-        logits=held.logits[chosen],
-        answers=found,
+        block=score_set.block,
+        keep=score_set.keep[chosen],
+        labels=score_set.labels,
+        scores=score_set.scores[chosen, :, 0],
+        logits=score_set.logits[chosen],
+        answers=arrays,
     )
-    for name, one in found.items():
-        words = tells_nothing(answers.keep[:, : one.values.shape[1]], len(sources))
+    for name, array in arrays.items():
+        words = tells_nothing(answers.keep[:, : array.values.shape[1]], len(sources))
         if words:
             raise InputError(
                 f"{folder / name}.npy: {words}; delete it and {name.removesuffix('_queries')}.json "
@@ -321,14 +286,27 @@ def of_first(answers: LabelAnswers, count: int) -> LabelAnswers:
         scores=answers.scores[:, :count],
         logits=answers.logits[:, :count],
         answers={
-            name: replace(one, values=one.values[:, :count])
-            for name, one in answers.answers.items()
+            name: replace(array, values=array.values[:, :count])
+            for name, array in answers.answers.items()
         },
     )
 
 
+def read_models(folder: Path) -> dict[str, Any] | None:
+    """What models.json tells; None if there is none.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    return read_record(folder / MODELS, _anew(folder))
+
+
+def _anew(folder: Path) -> str:
+    return f"delete {folder} and run {COMMAND} again"
+
+
 def _damaged(path: Path, reason: str, folder: Path) -> InputError:
-    return InputError(f"{path}: damaged ({reason}); delete {folder} and run {COMMAND} again")
+    return InputError(f"{path}: damaged ({reason}); {_anew(folder)}")
 
 
 def _numbers_of(folder: Path, asked: Mapping[str, Any], side: str, models: int) -> tuple[int, ...]:
@@ -349,7 +327,7 @@ def _read(run: Path, name: str, sources: int, models: int, examples: int) -> Ans
     if not path.is_file():
         return None
     record = name.removesuffix("_queries")  # spent on distances, and made with their settings
-    settings = read_record(folder / f"{record}.json", COMMAND)
+    settings = read_record(folder / f"{record}.json", _anew(folder))
     needs = ("examples", *SETTINGS[record])
     if settings is None or not all(need in settings for need in needs):
         reason = f"{record}.json, which tells its settings, is missing or incomplete"

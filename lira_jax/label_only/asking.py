@@ -1,44 +1,39 @@
 """The part of stage 2 that asks live models for labels: `score.py --label-only`.
 
 What is asked is `answers.ask`'s; the arrays are those of the table in `answers.py`. Each is a
-product of its own, kept by `run_dir` as scores are, but with examples in the place of models: a
-part is some examples under all models asked. NAME.json tells the settings of each from before its
-first part on. A label is that of the served prediction, behind MemGuard if score.memguard says so.
+product of its own with examples for rows: a part is some examples under all models asked. A label
+is that of the served prediction, behind MemGuard if score.memguard says so.
 """
 
 from __future__ import annotations
 
 import functools
-import json
 import shlex
-import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float32, Int32, Key, UInt8
+from jaxtyping import Array, Int32, Key
 
-from lira_jax import ensemble, scoring
-from lira_jax.candidates import Candidates, build_network, candidates
+from lira_jax import ensemble, inference, scoring
+from lira_jax.candidates import Candidates, build_network
 from lira_jax.config import Experiment, keep_fraction
 from lira_jax.data.views import plain
+from lira_jax.ensemble import Program
 from lira_jax.errors import InputError
-from lira_jax.interrupts import stop_requests
+from lira_jax.fields import as_text
+from lira_jax.inference import Compute, Models, Task, Tick
 from lira_jax.label_only import answers, carlini_wagner, hop_skip_jump, transforms
 from lira_jax.label_only.answers import Asked, shifts
 from lira_jax.label_only.hop_skip_jump import State
 from lira_jax.networks import Network
-from lira_jax.progress import Progress
-from lira_jax.run import run_dir, storage
-from lira_jax.run.checkpoints import Group
-from lira_jax.run.run_dir import Product
+from lira_jax.random_streams import BOUNDARY, LABEL_FLIPS, LABEL_NOISE
+from lira_jax.run import parts, run_dir, storage
+from lira_jax.run.parts import Product
 from lira_jax.run.shards import Shard
 
 # Examples of a part, which a kill may cost: at most so many, and of distances, unless they are
@@ -47,65 +42,10 @@ PART, DISTANCES_PART, PART_QUERIES = 256, 32, 500_000
 # Examples whose distances are searched for together on a CPU, and those of Carlini and Wagner's
 # attack: few enough that Ctrl-C is answered soon.
 SEARCHES, GRADIENTS = 8, 4
+# What is made of the models themselves, not of labels asked for.
+NO_LABELS = ("features", "carlini_wagner")
 # Images of the data set that a search may start from, where noise is given the label.
 OTHERS = 64
-# Streams of randomness, fold_in(key(seed), ·); no model has these numbers, nor has scoring.NOISE.
-NOISE, FLIPS, BOUNDARY = 2**31 - 2, 2**31 - 3, 2**31 - 4
-
-
-@dataclass(frozen=True)
-class Models:
-    """Some of the models asked, on their devices.
-
-    Attributes:
-        count: how many, G.
-        mesh: of the devices.
-        variables: theirs, [G, …], padded to a multiple of the devices.
-        images: uint8 [E, H, W, C], a copy on every device.
-        labels: int32 [E], likewise.
-        lift: a function of one model to a function of all of them, compiled once.
-    """
-
-    count: int
-    mesh: Mesh
-    variables: Any
-    images: UInt8[Array, "E H W C"]
-    labels: Int32[Array, " E"]
-    lift: Callable[[Callable[..., Any]], Callable[..., Any]]
-
-
-Tick = Callable[[int], None]
-"""Called with the queries of each dispatch; raises `Stopped` if a signal has come."""
-
-Answer = Callable[[Models, range, Tick], list[Float32[np.ndarray, "G B ..."]]]
-"""Asks some models about some examples for the arrays of a product."""
-
-
-@dataclass(frozen=True)
-class _Task:
-    """One product, and how it is asked for.
-
-    Attributes:
-        product: the arrays; examples are what its rows are of.
-        settings: what NAME.json tells.
-        examples: the first so many are asked about.
-        models: the first so many of the models asked.
-        part: examples of a part.
-        queries: of each example and model; at most, where this is not known before.
-        answer: asks some models about some examples.
-    """
-
-    product: Product
-    settings: dict[str, Any]
-    examples: int
-    models: int
-    part: int
-    queries: int
-    answer: Answer
-
-    @property
-    def name(self) -> str:
-        return next(iter(self.product.arrays))
 
 
 def query(
@@ -121,11 +61,8 @@ def query(
     Scores come first, where they are missing: they are what label-only attacks are compared with.
 
     Args:
-        experiment: of the run; its [score] and [label_only] may differ from the run's own.
-        run: a run directory whose models are trained.
-        devices: to use; default all of this process.
+        experiment, run, devices, repair: as for `scoring.score`.
         shard: the share of the examples to ask about, and of the models to score; default all.
-        repair: ask again where answers are damaged, and score anew where scores are.
 
     Raises:
         InputError: questions that do not fit the run or its images, answers to other ones in
@@ -133,58 +70,35 @@ def query(
             process at work on the same share, or too little memory for one model.
         Stopped: a signal came; parts written before are kept.
     """
-    data, chosen = candidates(experiment), devices or jax.local_devices()
-    folder, (_, block) = run / answers.FOLDER, keep_fraction(experiment.train.keep)
+    stage = inference.begin(experiment, run, devices, shard, repair)
+    data, folder = stage.data, run / answers.FOLDER
     models, examples = data.keep.shape
+    _, block = keep_fraction(experiment.train.keep)
     asked = answers.ask(experiment.label_only, models, examples, block)
     tasks = _tasks(experiment, data, asked)
-    finished = scoring.finished_groups(experiment, run, data, asked.models)
+    finished = inference.finished_groups(stage, asked.models)
     keep = data.keep[list(asked.models)]
     for task in tasks:
         words = answers.tells_nothing(keep[:, : task.examples], len(asked.sources))
         if words:
             raise InputError(
-                f"label_only: of {task.name}, {words}; ask about more with --label_only.examples 0 "
-                "--label_only.boundary_examples 0"
+                f"label_only: of {task.product.name}, {words}; ask about more with "
+                "--label_only.examples 0 --label_only.boundary_examples 0"
             )
     _check_models(folder, asked)
-    for task in tasks:
-        run_dir.check_record(folder, task.product, task.settings)
+    for task in tasks if not repair else ():
+        parts.check_settings(folder, task.product)
     scoring.score(experiment, run, devices, shard, repair=repair)
 
-    shares = [shard.models(task.examples) for task in tasks]
-    with ExitStack() as locks:
-        for task, share in zip(tasks, shares, strict=True):
-            locks.enter_context(_lock(folder, task, share))
-        storage.sweep(folder)
-        left = []
-        for task, share in zip(tasks, shares, strict=True):
-            done = run_dir.scored(
-                folder, task.product, task.examples, task.models, share, repair=repair
-            )
-            left.append(sorted(set(share) - done.models))
-        if any(left):
-            place = _placing(experiment, run, data, finished, asked.models, chosen)
-            together = ensemble.group_size(0, ensemble.models_mesh(chosen))
-            _check_models(folder, asked)  # another shard may have begun since
-            storage.write_text(folder / answers.MODELS, _as_json(_models(asked)))
-            for task, numbers, share in zip(tasks, left, shares, strict=True):
-                if numbers:
-                    run_dir.check_record(
-                        folder, task.product, task.settings
-                    )  # another shard may have begun since
-                    storage.write_text(folder / task.product.record, _as_json(task.settings))
-                    _make(run, task, numbers, len(share), place, together)
-                    # Attacks can use it while the rest is still being asked for.
-                    run_dir.assemble(folder, task.product, task.examples, task.models)
-        missing = {
-            task.name: run_dir.assemble(folder, task.product, task.examples, task.models)
-            for task in tasks
-        }
-    _say(run, asked, tasks, missing, shard)
+    def begin() -> None:
+        _check_models(folder, asked)  # another shard may have begun since
+        parts.write_record(folder / answers.MODELS, _models(asked))
+
+    lacking = inference.make(stage, "label-only", tasks, finished, folder, begin)
+    _say(run, asked, tasks, lacking, shard)
 
 
-def _tasks(experiment: Experiment, data: Candidates, asked: Asked) -> list[_Task]:
+def _tasks(experiment: Experiment, data: Candidates, asked: Asked) -> list[Task]:
     """What is asked, once it is known to fit the images.
 
     Raises:
@@ -204,8 +118,8 @@ def _tasks(experiment: Experiment, data: Candidates, asked: Asked) -> list[_Task
     values = np.unique(data.images) if asked.flips else ()
     if asked.flips and len(values) != 2:
         raise InputError(
-            f'label_only.flips = "{config.flips}": features have {len(values)} values, and only '
-            "two can be flipped; leave it empty, and ask for label_only.noise"
+            f'label_only.flips = "{as_text(config.flips)}": features have {len(values)} values, '
+            "and only two can be flipped; leave it empty, and ask for label_only.noise"
         )
     if asked.checkpoints:
         hop_skip_jump.check_budget(config.budget, data.image_shape)
@@ -229,28 +143,21 @@ def _tasks(experiment: Experiment, data: Candidates, asked: Asked) -> list[_Task
     def task(
         shapes: dict[str, tuple[int, ...]],
         queries: int,
-        answer: Answer,
+        compute: Compute,
         *,
         examples: int = asked.examples,
-        models: int = len(asked.models),
+        models: tuple[int, ...] = asked.models,
         part: int = PART,
-    ) -> _Task:
+    ) -> Task:
         name = next(iter(shapes))
-        settings = {"examples": examples} | {one: names[one] for one in answers.SETTINGS[name]}
-        product = Product(shapes, f"{name}_parts", answers.COMMAND)
-        return _Task(product, settings, examples, models, part, queries, answer)
+        settings = {"examples": examples} | {key: names[key] for key in answers.SETTINGS[name]}
+        product = Product(shapes, f"{name}_parts", answers.COMMAND, settings, record_first=True)
+        return Task(name, product, compute, len(models), examples, queries, models, part, lock=name)
 
-    def images(each: int) -> Callable[[Mesh], tuple[int, int]]:
-        """Steps and examples per dispatch, of so many images each."""
+    def images(queries: int) -> Callable[[Mesh], tuple[int, int]]:
+        return lambda mesh: inference.cut(ensemble.score_batch(score.batch_size, 1, mesh), queries)
 
-        def of_mesh(mesh: Mesh) -> tuple[int, int]:
-            batch = ensemble.score_batch(score.batch_size, each, mesh)
-            most = min(scoring.DISPATCH, scoring.DISPATCH_IMAGES // each)
-            return max(1, most // batch), batch
-
-        return of_mesh
-
-    def bits(views: Callable[[Array, Array], Array], queries: int, mean: bool = False) -> Answer:
+    def bits(views: Callable[[Array, Array], Array], queries: int, mean: bool = False) -> Compute:
         return _at_once(_answers(network, views, mean), queries, images(queries))
 
     tasks = [task({"correct": ()}, 1, bits(plain, 1))]
@@ -263,7 +170,7 @@ def _tasks(experiment: Experiment, data: Candidates, asked: Asked) -> list[_Task
         answer = bits(_views(transforms.translated, *zip(*moves, strict=True)), len(moves))
         tasks.append(task({"translation": (len(moves),)}, len(moves), answer))
     if asked.noise:
-        queries, own = len(asked.noise) * config.copies, jax.random.fold_in(key, NOISE)
+        queries, own = len(asked.noise) * config.copies, jax.random.fold_in(key, LABEL_NOISE)
 
         def noisy(images: Array, index: Array) -> Array:
             return transforms.noisy(images, index, own, asked.noise, config.copies)
@@ -271,7 +178,7 @@ def _tasks(experiment: Experiment, data: Candidates, asked: Asked) -> list[_Task
         answer = bits(noisy, queries, mean=True)
         tasks.append(task({"noise": (len(asked.noise),)}, queries, answer))
     if asked.flips:
-        queries, own_flips = len(asked.flips) * config.copies, jax.random.fold_in(key, FLIPS)
+        queries, own_flips = len(asked.flips) * config.copies, jax.random.fold_in(key, LABEL_FLIPS)
 
         def flipped(images: Array, index: Array) -> Array:
             copies = config.copies
@@ -282,23 +189,23 @@ def _tasks(experiment: Experiment, data: Candidates, asked: Asked) -> list[_Task
         tasks.append(task({"flips": (len(asked.flips),)}, queries, answer))
 
     if config.features:
-        one = jax.eval_shape(plain_network.init, key)
+        variables = jax.eval_shape(plain_network.init, key)
         image = jax.ShapeDtypeStruct((1, *data.image_shape), jnp.float32)
-        (width,) = jax.eval_shape(plain_network.features, one, image).shape[1:]
-        answer = _at_once(_features(plain_network), 0, images(1))
-        tasks.append(task({"features": (width,)}, 0, answer, models=len(asked.sources)))
+        (width,) = jax.eval_shape(plain_network.features, variables, image).shape[1:]
+        answer = _at_once(_features(plain_network), 1, images(1))
+        tasks.append(task({"features": (width,)}, 1, answer, models=asked.sources))
 
     # The distances take as long as all else many times over: last, and in smaller parts.
     few, own_distances = asked.boundary_examples, jax.random.fold_in(key, BOUNDARY)
 
-    def of_few(queries: int) -> dict[str, int]:
-        part = PART_QUERIES // (max(queries, 1) * len(asked.models)) // SEARCHES * SEARCHES
+    def of_few(queries: int) -> dict[str, Any]:
+        part = PART_QUERIES // (queries * len(asked.models)) // SEARCHES * SEARCHES
         return {"examples": few, "part": min(max(part, SEARCHES), DISTANCES_PART)}
 
     if config.carlini_wagner:
         function = _carlini_wagner(plain_network, config.carlini_wagner)
-        answer = _at_once(function, 0, lambda mesh: (1, _few(mesh, GRADIENTS)))
-        tasks.append(task({"carlini_wagner": ()}, 0, answer, **of_few(0)))
+        answer = _at_once(function, 1, lambda mesh: (1, _few(mesh, GRADIENTS)))
+        tasks.append(task({"carlini_wagner": ()}, 1, answer, **of_few(1)))
     distances = functools.partial(_distances, network, own_distances)
     if asked.checkpoints:
         count = len(asked.checkpoints)
@@ -331,76 +238,58 @@ def _views(
 def _answers(
     network: Network, views: Callable[[Array, Array], Array], mean: bool
 ) -> Callable[..., tuple[Array]]:
-    """The function (variables, index [S, B], images, labels) ↦ ([S, B, …],): 1 where a view is
-    given its example's label, else 0; with `mean`, its mean over the last axis of views."""
+    """The function (variables, index [B], images, labels) ↦ ([B, …],): 1 where a view is given its
+    example's label, else 0; with `mean`, its mean over the last axis of views."""
 
-    def step(variables: Any, index: Array, images: Array, labels: Array) -> Array:
+    def step(variables: Any, index: Array, images: Array, labels: Array) -> tuple[Array]:
         x = views(images, index)
-        found = jnp.argmax(network.apply(variables, x.reshape(-1, *x.shape[-3:])), axis=-1)
-        right = found.reshape(len(index), -1) == labels[index][:, None]
+        given = jnp.argmax(network.apply(variables, x.reshape(-1, *x.shape[-3:])), axis=-1)
+        right = given.reshape(len(index), -1) == labels[index][:, None]
         right = right.reshape(x.shape[:-3]).astype(jnp.float32)
-        return jnp.mean(right, axis=-1) if mean else right
+        return (jnp.mean(right, axis=-1) if mean else right,)
 
-    def of_model(variables: Any, index: Array, images: Array, labels: Array) -> tuple[Array]:
-        return (lax.map(lambda row: step(variables, row, images, labels), index),)
-
-    return of_model
+    return step
 
 
 def _at_once(
-    function: Callable[..., tuple[Array, ...]],
+    step: Callable[..., tuple[Array, ...]],
     queries: int,
     dispatch: Callable[[Mesh], tuple[int, int]],
-) -> Answer:
-    """Answers that a function of one model, (variables, index [S, B], images, labels) ↦ arrays
-    [S, B, …], gives in one go, with so many label queries about each example; `dispatch` tells S
-    and B on a mesh."""
+) -> Compute:
+    """Answers that a function of one model, (variables, index [B], images, labels) ↦ arrays
+    [B, …], gives in one go, with so many queries about each example; `dispatch` tells S and B on a
+    mesh."""
+    of_model = inference.in_steps(step)
 
-    def answer(models: Models, examples: range, tick: Tick) -> list[np.ndarray]:
-        steps, batch = dispatch(models.mesh)
-        found: list[list[np.ndarray]] = []
-        for start in range(examples.start, examples.stop, steps * batch):
-            # The last dispatch is filled up with example 0: one shape, one compilation.
-            numbers = np.arange(start, min(start + steps * batch, examples.stop))
-            index = np.zeros(steps * batch, np.int32)
-            index[: len(numbers)] = numbers
-            results = models.lift(function)(
-                models.variables, index.reshape(steps, batch), models.images, models.labels
-            )
-            found.append(
-                [
-                    rows.reshape(models.count, steps * batch, *rows.shape[3:])[:, : len(numbers)]
-                    for rows in ensemble.on_host(results, models.count)
-                ]
-            )
-            tick(queries * len(numbers) * models.count)
-        return [np.concatenate(pieces, axis=1) for pieces in zip(*found, strict=True)]
+    def compute(models: Models, examples: range, tick: Tick) -> list[np.ndarray]:
+        program = Program(models.lift(of_model), models.data())
+        call = functools.partial(program, models.variables)
+        shape = dispatch(models.mesh)
+        return inference.in_dispatches(call, models, examples, shape, tick, queries)
 
-    return answer
+    return compute
 
 
 def _features(network: Network) -> Callable[..., tuple[Array]]:
-    """The function (variables, index [S, B], images, labels) ↦ (features [S, B, F],)."""
+    """The function (variables, index [B], images, labels) ↦ (features [B, F],)."""
 
-    def of_model(variables: Any, index: Array, images: Array, labels: Array) -> tuple[Array]:
+    def step(variables: Any, index: Array, images: Array, labels: Array) -> tuple[Array]:
         del labels
-        return (lax.map(lambda row: network.features(variables, plain(images, row)), index),)
+        return (network.features(variables, plain(images, index)),)
 
-    return of_model
+    return step
 
 
 def _carlini_wagner(network: Network, steps: int) -> Callable[..., tuple[Array]]:
-    """The function (variables, index [S, B], images, labels) ↦ (distance [S, B],); from gradients
-    of the model itself, which MemGuard does not stand before."""
+    """The function (variables, index [B], images, labels) ↦ (distance [B],); from gradients of the
+    model itself, which MemGuard does not stand before."""
 
-    def of_model(variables: Any, index: Array, images: Array, labels: Array) -> tuple[Array]:
-        def step(row: Array) -> Array:
-            logits = functools.partial(network.apply, variables)
-            return carlini_wagner.distances(logits, plain(images, row), labels[row], steps)
+    def step(variables: Any, index: Array, images: Array, labels: Array) -> tuple[Array]:
+        logits = functools.partial(network.apply, variables)
+        images = plain(images, index)
+        return (carlini_wagner.distances(logits, images, labels[index], steps),)
 
-        return (lax.map(step, index),)
-
-    return of_model
+    return step
 
 
 def _distances(
@@ -409,7 +298,7 @@ def _distances(
     checkpoints: tuple[int, ...],
     moves: Sequence[tuple[int, int]],
     batch_size: int,
-) -> Answer:
+) -> Compute:
     """Distances of each translated copy to the boundary, by HopSkipJump, and the queries spent.
 
     Args:
@@ -451,7 +340,7 @@ def _distances(
 
         return begin, go_on
 
-    def answer(models: Models, examples: range, tick: Tick) -> list[np.ndarray]:
+    def compute(models: Models, examples: range, tick: Tick) -> list[np.ndarray]:
         begin, go_on = steps(ensemble.score_batch(batch_size, 1, models.mesh))
         size = _few(models.mesh, SEARCHES)
         shape = (models.count, len(examples), len(moves))
@@ -461,9 +350,7 @@ def _distances(
             real = np.arange(size) < len(numbers)
             index = np.where(real, numbers.start + np.arange(size), 0).astype(np.int32)
             place = np.int32(copy)
-            state = models.lift(begin)(
-                models.variables, index, real, place, models.images, models.labels
-            )
+            state = models.lift(begin)(models.variables, index, real, place, *models.data())
             spent = 0
             while True:
                 now, active = ensemble.on_host((state.queries, state.active), models.count)
@@ -474,137 +361,23 @@ def _distances(
                 spent = int(now.sum())
                 state = models.lift(go_on)((models.variables, state), place)
 
-        for numbers in _pieces(examples, size):
+        for numbers in inference.pieces(examples, size):
             rows = slice(numbers.start - examples.start, numbers.stop - examples.start)
             for copy in range(len(moves)):
                 reached[:, rows, copy], queries[:, rows, copy] = search(numbers, copy)
         return [reached, queries]
 
-    return answer
+    return compute
 
 
 def _few(mesh: Mesh, on_cpu: int) -> int:
     """Examples of a long dispatch: a whole part, but on a CPU so many."""
-    return on_cpu if mesh.devices.flat[0].platform == "cpu" else DISTANCES_PART
+    return on_cpu if ensemble.on_cpu(mesh) else DISTANCES_PART
 
 
 def _others(examples: int) -> Int32[np.ndarray, " S"]:
     """Numbers of the images that a search may start from, where noise is no start."""
     return np.linspace(0, examples - 1, min(examples, OTHERS)).astype(np.int32)
-
-
-def _placing(
-    experiment: Experiment,
-    run: Path,
-    data: Candidates,
-    finished: Sequence[Group],
-    asked: Sequence[int],
-    devices: Sequence[jax.Device],
-) -> Callable[[range], Models]:
-    """Read the models asked; the function that brings some of them, by position, to devices."""
-    network, row_of = build_network(experiment, data), {n: row for row, n in enumerate(asked)}
-    stored: list[Any] = [None] * len(asked)
-    for group in finished:
-        if not row_of.keys().isdisjoint(group.models):
-            held = scoring.restored(run, group, network)
-            for row, n in enumerate(group.models):
-                if n in row_of:
-                    stored[row_of[n]] = jax.tree.map(lambda leaf, row=row: leaf[row], held)
-
-    @functools.cache
-    def on_devices(count: int) -> tuple[Mesh, Any, Callable[..., Any]]:
-        mesh = ensemble.models_mesh(devices[:count])
-        shared = ensemble.put_shared((np.asarray(data.images), data.labels), mesh)
-        width = experiment.train.width
-        return mesh, shared, functools.cache(lambda f: ensemble.over_models(f, mesh, width))
-
-    @functools.lru_cache(maxsize=1)
-    def place(rows: range) -> Models:
-        mesh, (images, labels), lift = on_devices(min(len(rows), len(devices)))
-        variables = jax.tree.map(lambda *leaves: np.stack(leaves), *(stored[n] for n in rows))
-        placed = ensemble.put_padded(variables, mesh)
-        return Models(len(rows), mesh, placed, images, labels, lift)
-
-    return place
-
-
-def _make(
-    run: Path,
-    task: _Task,
-    numbers: Sequence[int],
-    share: int,
-    place: Callable[[range], Models],
-    together: int,
-) -> None:
-    """Ask about the examples of these numbers and write the answers, part by part.
-
-    Args:
-        share: how many examples the share has, for progress.
-        place: brings models to devices.
-        together: models at a time.
-    """
-    units = max(1, task.queries)  # of an example under a model
-    done, queries, spare = share - len(numbers), 0, 0
-    total = share * task.models * units
-    progress = Progress(total, done * task.models * units, f"label-only {task.name}")
-
-    def advance(count: int) -> None:
-        rate = queries / max(time.monotonic() - progress.start, 1e-9)
-        text = f"{done}/{share} examples written" + f", {rate:,.0f} queries/s" * bool(queries)
-        progress.advance(count, text)
-
-    def tick(count: int) -> None:
-        nonlocal queries, spare
-        queries += count
-        spare -= count
-        advance(count)
-        stop.check(f"{run}: stopped; run the same command again to go on")
-
-    try:
-        with stop_requests() as stop:
-            for part in _pieces(numbers, task.part):
-                arrays = [
-                    np.empty((len(part), task.models, *shape), np.float32)
-                    for shape in task.product.arrays.values()
-                ]
-                first, spare = 0, len(part) * task.models * units
-                while first < task.models:
-                    rows = range(first, min(first + together, task.models))
-                    try:
-                        found = task.answer(place(rows), part, tick)
-                    except jax.errors.JaxRuntimeError as error:
-                        together = ensemble.halved(run, len(rows), error)
-                        continue
-                    for array, of_rows in zip(arrays, found, strict=True):
-                        some = array[:, rows.start : rows.stop]
-                        some[...] = np.moveaxis(of_rows, 0, 1).reshape(some.shape)
-                    first = rows.stop
-                run_dir.write_part(run / answers.FOLDER, task.product, part.start, *arrays)
-                done += len(part)
-                advance(spare)  # what was allowed and not needed
-    finally:
-        progress.close()
-
-
-def _pieces(numbers: Sequence[int], size: int) -> list[range]:
-    """Ascending numbers as ranges, cut wherever they leave out one and at multiples of `size`."""
-    cuts = [i for i, n in enumerate(numbers) if not i or n != numbers[i - 1] + 1 or not n % size]
-    return [
-        range(numbers[low], numbers[high - 1] + 1)
-        for low, high in zip(cuts, [*cuts[1:], len(numbers)], strict=True)
-    ]
-
-
-def _lock(folder: Path, task: _Task, share: range) -> AbstractContextManager[None]:
-    refusal = (
-        f"{folder}: another score.py asks for {task.name} of examples among "
-        f"{run_dir.as_ranges(share)}; wait for it or stop it"
-    )
-    return storage.lock(folder / f".lock-{task.name}", share, refusal)
-
-
-def _as_json(table: Mapping[str, Any]) -> str:
-    return json.dumps(table) + "\n"
 
 
 def _models(asked: Asked) -> dict[str, list[int]]:
@@ -614,49 +387,55 @@ def _models(asked: Asked) -> dict[str, list[int]]:
 
 def _check_models(folder: Path, asked: Asked) -> None:
     """Refuse to ask other models than those whose answers are there, or unknown ones."""
-    held = run_dir.read_record(folder / answers.MODELS, answers.COMMAND)
-    if held is None and any((folder / f"{name}.json").exists() for name in answers.SETTINGS):
+    before = answers.read_models(folder)
+    if before is None and any((folder / f"{name}.json").exists() for name in answers.SETTINGS):
         raise InputError(
             f"{folder}: {answers.MODELS}, which tells whose answers these are, is missing; delete "
             f"{folder} to ask anew"
         )
     for name, numbers in _models(asked).items():
-        if held is not None and held.get(name) != numbers:
-            before = ", ".join(map(str, held.get(name, ())))
+        if before is not None and before.get(name) != numbers:
+            there = ", ".join(map(str, before.get(name, ())))
             raise InputError(
-                f'{folder / answers.MODELS}: {name} were "{before}", not '
-                f'"{", ".join(map(str, numbers))}"; give --label_only.{name} "{before}", or '
+                f'{folder / answers.MODELS}: {name} were "{there}", not '
+                f'"{", ".join(map(str, numbers))}"; give --label_only.{name} "{there}", or '
                 f"delete {folder} to ask anew"
             )
 
 
 def _say(
-    run: Path, asked: Asked, tasks: Sequence[_Task], missing: Mapping[str, list[int]], shard: Shard
+    run: Path,
+    asked: Asked,
+    tasks: Sequence[Task],
+    lacking: Sequence[Sequence[int]],
+    shard: Shard,
 ) -> None:
     """One line: what was asked, and what to do next."""
-    folder, names = run / answers.FOLDER, ", ".join(task.name for task in tasks)
+    folder, names = run / answers.FOLDER, ", ".join(task.title for task in tasks)
     what = (
         f"{asked.examples} examples under {len(asked.sources)} source and {len(asked.targets)} "
         f"target models asked for {names}"
     )
-    first = next((name for name, numbers in missing.items() if numbers), None)
-    if first:
-        print(
-            f"{folder}: shard {shard} is done; of {what}, {first} of examples "
-            f"{run_dir.as_ranges(missing[first])} is still missing"
-        )
-        return
+    for task, missing in zip(tasks, lacking, strict=True):
+        if missing:
+            print(
+                f"{folder}: shard {shard} is done; of {what}, {task.title} of examples "
+                f"{run_dir.as_ranges(missing)} is still missing"
+            )
+            return
     queries = sum(_queries(folder, task) for task in tasks)
     print(
         f"{folder}: {what}: {queries:,} queries; run python attack.py --run {shlex.quote(str(run))}"
     )
 
 
-def _queries(folder: Path, task: _Task) -> int:
+def _queries(folder: Path, task: Task) -> int:
     """Label queries that a finished product took."""
-    counted = f"{task.name}_queries"
+    if task.title in NO_LABELS:
+        return 0
+    counted = f"{task.title}_queries"
     if counted not in task.product.arrays:
         return task.examples * task.models * task.queries
-    shape = (task.examples, task.models, *task.product.arrays[counted])
-    counts = run_dir.read_array(folder / f"{counted}.npy", np.float32, shape, task.product.remedy)
+    shape = (*task.shape, *task.product.arrays[counted])
+    counts = storage.read_array(folder / f"{counted}.npy", np.float32, shape, task.product.remedy)
     return int(counts.sum(dtype=np.float64))

@@ -1,4 +1,4 @@
-"""Attacks that see labels alone (Choquette-Choo et al., arXiv 2007.14321; METHODS.md, 4).
+"""Attacks that see labels alone (Choquette-Choo et al., arXiv 2007.14321; docs/methods.md, 4).
 
 They work on what live models answered (`label_only/answers.py`). The attacker owns the source
 models. Everything is tuned on them, pooled where there are several: thresholds, which angle,
@@ -33,8 +33,8 @@ examples; targets get the network fitted on all of the source models' examples.
 positive one under the source models: distances are skewed to the right, and where they are 0 there
 is no logarithm. Its variances are shrunk, since live models are few. A target's references are the
 other targets outside its block; those of a source model, from which the threshold comes, all
-targets. Blocks of which not every model was asked have no equal numbers of references (METHODS.md,
-3.10), so models of theirs are neither attacked nor references.
+targets. Blocks of which not every model was asked have no equal numbers of references
+(docs/methods.md, 3.10), so models of theirs are neither attacked nor references.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ HIDDEN = (10, 10)
 # Parts into which examples are cut for scores from networks fitted on other examples.
 PARTS = 3
 # Pairs of a source model and an example: at least of each kind, and at most in all, for a network.
-FEW = 20
-MOST = 20_000
+MIN_PAIRS = 20
+MAX_PAIRS = 20_000
 
 Sees = Literal["labels", "confidences", "gradients"]
 
@@ -95,7 +95,7 @@ class NotRun(Exception):
 
 
 @dataclass(frozen=True)
-class Kind:
+class OnAnswers:
     """An attack on answers.
 
     Attributes:
@@ -128,13 +128,13 @@ def attack(
     not_run: dict[str, str] = {}
     for name, scores in (beside or {}).items():
         done[name] = _by_threshold(answers, scores[:, : _asked(answers)], "confidences", None)
-    for name, kind in KINDS.items():
-        if any(need not in answers.answers for need in kind.needs):
-            option = kind.option and f" {kind.option}"
+    for name, known in ATTACKS.items():
+        if any(need not in answers.answers for need in known.needs):
+            option = known.option and f" {known.option}"
             not_run[name] = f"needs answers: python score.py --run DIR --label-only{option}"
             continue
         try:
-            done[name] = kind.attack(answers)
+            done[name] = known.attack(answers)
         except NotRun as reason:
             not_run[name] = str(reason)
     return done, not_run
@@ -151,7 +151,7 @@ def by_budget(answers: LabelAnswers) -> Iterator[tuple[int, Attacked]]:
 
 def _asked(answers: LabelAnswers) -> int:
     """Examples that were asked about at all."""
-    return max(one.values.shape[1] for one in answers.answers.values())
+    return max(asked.values.shape[1] for asked in answers.answers.values())
 
 
 def _by_threshold(
@@ -230,7 +230,7 @@ def _noise(name: str) -> Callable[[LabelAnswers], Attacked]:
             )
             for place, strength in enumerate(noisy.settings[name])
         ]  # fmt: skip
-        return max(tried, key=lambda one: one.on_sources)
+        return max(tried, key=lambda attacked: attacked.on_sources)
 
     return strongest
 
@@ -302,14 +302,15 @@ def _lira(answers: LabelAnswers) -> Attacked:
     rows = rows[np.argsort(models[rows])]
     others = answers.sources + rows
     asked = scores.shape[1]
-    held = ScoreSet(scores[others], answers.keep[others, :asked], answers.block, answers.origin)
-    rule = references.find(held)
+    of_targets = ScoreSet(
+        scores[others], answers.keep[others, :asked], answers.block, answers.origin
+    )
+    rule = references.find(of_targets)
 
     def ratios(targets: np.ndarray | None) -> Float[np.ndarray, "M L"]:
-        found = lira.likelihoods(
-            held, rule, AttackConfig(), targets=targets, variances=("-shrinkage",)
-        )
-        return found["lira-online-shrinkage"]
+        return lira.likelihoods(
+            of_targets, rule, AttackConfig(), targets=targets, variances=("-shrinkage",)
+        )["lira-online-shrinkage"]
 
     own = ratios(scores[: answers.sources])
     spent = _spent_on_boundary(answers)
@@ -319,17 +320,17 @@ def _lira(answers: LabelAnswers) -> Attacked:
 def _best_network(
     answers: LabelAnswers,
     inputs: Answers,
-    tried: list[tuple[Int[np.ndarray, " V"], str]],
-    queries: Callable[[Int[np.ndarray, " V"]], float],
+    tried: list[tuple[Int[np.ndarray, " _"], str]],
+    queries: Callable[[Int[np.ndarray, " _"]], float],
 ) -> Attacked:
     """The attack network on those columns of inputs that tell most on the source models."""
     sources = answers.sources
     asked = inputs.values.shape[1]
     member = answers.keep[:sources, :asked]
-    if min(member.sum(), (~member).sum()) < FEW:
+    if min(member.sum(), (~member).sum()) < MIN_PAIRS:
         raise NotRun(
-            f"needs {FEW} members and as many non-members of the source models: ask about more "
-            "with --label_only.examples"
+            f"needs {MIN_PAIRS} members and as many non-members of the source models: ask about "
+            "more with --label_only.examples"
         )
     own = np.asarray(inputs.values[:sources], np.float64)
     # Threads gain nothing on networks this small, and lose much where cores are busy.
@@ -351,10 +352,10 @@ def _cross_fitted(
     """Scores of each example from a network that saw it under no model."""
     scores = np.empty(member.shape)
     part = np.random.default_rng(0).permutation(member.shape[1]) % PARTS
-    for one in range(PARTS):
-        network = _fit(inputs[:, part != one], member[:, part != one])
+    for held_out in (part == number for number in range(PARTS)):
+        network = _fit(inputs[:, ~held_out], member[:, ~held_out])
         for row, own in zip(scores, inputs, strict=True):
-            row[part == one] = network(own[part == one])
+            row[held_out] = network(own[held_out])
     return scores
 
 
@@ -367,7 +368,7 @@ def _fit(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    pairs = np.random.default_rng(0).permutation(member.size)[:MOST]
+    pairs = np.random.default_rng(0).permutation(member.size)[:MAX_PAIRS]
     network: Any = make_pipeline(StandardScaler(), MLPClassifier(HIDDEN, random_state=0))
     with warnings.catch_warnings():
         # Two hundred passes are enough to rank by, converged or not.
@@ -377,37 +378,37 @@ def _fit(
     return lambda some: network.predict_proba(some)[:, of_members]
 
 
-KINDS: dict[str, Kind] = {
-    "confidence": Kind("Largest confidence", _confidence()),
-    "confidence-memguard": Kind("Largest confidence under MemGuard", _confidence(memguard)),
-    "confidence-true-label": Kind("Confidence of the true label", _confidence(of_label=True)),
-    "gap": Kind("Gap (right or wrong)", _gap, needs=("correct",)),
-    "augmentation-rotation": Kind(
+ATTACKS: dict[str, OnAnswers] = {
+    "confidence": OnAnswers("Largest confidence", _confidence()),
+    "confidence-memguard": OnAnswers("Largest confidence under MemGuard", _confidence(memguard)),
+    "confidence-true-label": OnAnswers("Confidence of the true label", _confidence(of_label=True)),
+    "gap": OnAnswers("Gap (right or wrong)", _gap, needs=("correct",)),
+    "augmentation-rotation": OnAnswers(
         "Rotated views", _augmentation("rotation"), '--label_only.rotations "1, 4, 8"',
         ("rotation",),
     ),
-    "augmentation-translation": Kind(
+    "augmentation-translation": OnAnswers(
         "Translated views", _augmentation("translation"), '--label_only.translations "1, 2"',
         ("translation",),
     ),
-    "noise-gaussian": Kind(
+    "noise-gaussian": OnAnswers(
         "Gaussian noise", _noise("noise"), '--label_only.noise "0.02, 0.05, 0.1"',
         ("correct", "noise"),
     ),
-    "noise-bernoulli": Kind(
+    "noise-bernoulli": OnAnswers(
         "Flipped features", _noise("flips"), '--label_only.flips "0.01, 0.05, 0.1"',
         ("correct", "flips"),
     ),
-    "boundary": Kind(
+    "boundary": OnAnswers(
         "Distance to the boundary", _boundary, "--label_only.budget 2500", ("boundary",)
     ),
-    "combined": Kind(
+    "combined": OnAnswers(
         "Distances of translated views", _combined, "--label_only.combined 1", ("combined",)
     ),
-    "lira-label-only": Kind(
+    "lira-label-only": OnAnswers(
         "LiRA on the distance", _lira, "--label_only.budget 2500", ("boundary",)
     ),
-    "carlini-wagner": Kind(
+    "carlini-wagner": OnAnswers(
         "Distance by gradients (Carlini and Wagner)", _carlini_wagner,
         "--label_only.carlini_wagner 100", ("carlini_wagner",),
     ),

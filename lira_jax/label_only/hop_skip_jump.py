@@ -150,7 +150,7 @@ def start(
         return jnp.where(query <= NOISE_TRIES, noise, others[(number + query) % len(others)])
 
     def attempt(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        queries, trying, found = carry
+        queries, trying, misclassified = carry
         hit = _one_each(
             classify,
             labels,
@@ -160,11 +160,11 @@ def start(
         )
         queries += trying
         trying = trying & ~hit & (queries <= NOISE_TRIES + OTHER_TRIES)
-        return queries, trying, found | hit
+        return queries, trying, misclassified | hit
 
     every = jnp.ones(labels.shape, bool)
     wrong = _one_each(classify, labels, lambda example: images[example], every, chunk)
-    queries, _, found = lax.while_loop(
+    queries, _, started = lax.while_loop(
         lambda carry: jnp.any(carry[1]),
         attempt,
         (every.astype(jnp.int32), ~wrong, jnp.zeros_like(every)),
@@ -178,10 +178,10 @@ def start(
         distance=jnp.zeros(labels.shape),
         reached=jnp.where(wrong[:, None], 0.0, jnp.full(len(checkpoints), diameter(shape))),
         queries=queries,
-        active=found,
+        active=started,
         iteration=jnp.zeros((), jnp.int32),
     )
-    return _search(classify, state, far, found, checkpoints, chunk)
+    return _search(classify, state, far, started, checkpoints, chunk)
 
 
 def advance(
@@ -220,25 +220,29 @@ def advance(
         return jnp.clip(state.adversarial[example] + _wide(size) * normal[example], -1, 1)
 
     def attempt(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        halvings, trying, found = carry
+        halvings, trying, misclassified = carry
         hit = _one_each(
             classify, state.labels, lambda example: stepped(example, halvings), trying, chunk
         )
         # The number of halvings stays what it was when the step was found.
         tries = halvings + 1
         trying = trying & ~hit
-        return jnp.where(trying, tries, halvings), trying & (tries < STEP_TRIES), found | hit
+        return (
+            jnp.where(trying, tries, halvings),
+            trying & (tries < STEP_TRIES),
+            misclassified | hit,
+        )
 
     nothing = jnp.zeros_like(state.queries)
-    halvings, _, found = lax.while_loop(
+    halvings, _, crossed = lax.while_loop(
         lambda carry: jnp.any(carry[1]),
         attempt,
         (nothing, state.active, jnp.zeros_like(state.active)),
     )
-    asked = jnp.where(state.active, halvings + found, 0)
+    asked = jnp.where(state.active, halvings + crossed, 0)
     state = state._replace(queries=state.queries + asked)
     far = stepped(slice(None), halvings)
-    return _search(classify, state, far, found, checkpoints, chunk)
+    return _search(classify, state, far, crossed, checkpoints, chunk)
 
 
 def run(
@@ -359,9 +363,9 @@ def _one_each(
 ) -> Bool[Array, " B"]:
     """One query for each example so marked: is its image misclassified? False for the others."""
 
-    def step(found: Array, example: Array, number: Array, to: Array) -> Array:
+    def step(wrong: Array, example: Array, number: Array, to: Array) -> Array:
         del number
-        return found.at[to].set(classify(image_of(example)) != labels[example], mode="drop")
+        return wrong.at[to].set(classify(image_of(example)) != labels[example], mode="drop")
 
     counts = asked.astype(jnp.int32)
     return _in_chunks(step, jnp.zeros_like(asked), counts, min(chunk, len(labels)))

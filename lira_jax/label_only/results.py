@@ -9,14 +9,14 @@ import numpy as np
 from jaxtyping import Float
 
 from lira_jax import evaluation
-from lira_jax.attacks import TITLES, outliers
+from lira_jax.attacks import TITLES
 from lira_jax.evaluation.judging import Curve, judged
 from lira_jax.findings import LabelOnly
-from lira_jax.label_only import attacks
+from lira_jax.label_only import attacks, outliers
 from lira_jax.label_only.answers import LabelAnswers
-from lira_jax.label_only.attacks import KINDS, Attacked
+from lira_jax.label_only.attacks import ATTACKS, Attacked
 
-ALL_TITLES = TITLES | {name: kind.title for name, kind in KINDS.items()}
+ALL_TITLES = TITLES | {name: attack.title for name, attack in ATTACKS.items()}
 
 
 def results(
@@ -75,12 +75,12 @@ def results(
             for name, reason in not_run.items()
         ],
     }
-    held = LabelOnly(
+    drawn = LabelOnly(
         curves=curves,
         distances=None if boundary is None else boundary.targets,
         member=None if boundary is None else _members(answers, boundary),
     )
-    return metrics, held
+    return metrics, drawn
 
 
 def _members(answers: LabelAnswers, attacked: Attacked) -> np.ndarray:
@@ -121,31 +121,29 @@ def _outliers(answers: LabelAnswers, done: Mapping[str, Attacked]) -> dict[str, 
     """Precision of each attack's decisions on the most isolated examples, and on all."""
     if "features" not in answers.answers:
         return None
-    found = outliers.find(answers.answers["features"].values)
+    isolated = outliers.find(answers.answers["features"].values)
     rows = []
     for name, attacked in done.items():
-        examples = found.examples[found.examples < attacked.targets.shape[1]]
+        examples = isolated.examples[isolated.examples < attacked.targets.shape[1]]
         member = _members(answers, attacked)
         positive, fold = attacked.targets >= attacked.threshold, _fold(answers, attacked)
         few = member[:, examples]
         if few.all() or not few.any():  # also where there are none
             continue
-        of_outliers = evaluation.decisions(positive[:, examples], few, fold)
-        of_all = evaluation.decisions(positive, member, fold)
         rows.append(
             {
                 "name": name,
                 "title": ALL_TITLES.get(name, name),
                 "outliers": int(examples.size),
-                "of_outliers": of_outliers,
-                "of_all": of_all,
+                "of_outliers": evaluation.decisions(positive[:, examples], few, fold),
+                "of_all": evaluation.decisions(positive, member, fold),
             }
         )
     return {
-        "examples": [int(example) for example in found.examples],
-        "delta": list(found.delta),
+        "examples": [int(example) for example in isolated.examples],
+        "delta": list(isolated.delta),
         "near": outliers.NEAR,
-        "neighbours": float(found.neighbours[found.examples].mean()),
-        "neighbours_of_all": float(found.neighbours.mean()),
+        "neighbours": float(isolated.neighbours[isolated.examples].mean()),
+        "neighbours_of_all": float(isolated.neighbours.mean()),
         "attacks": rows,
     }

@@ -30,7 +30,7 @@ def rotated(
     down = (jnp.arange(height) - (height - 1) / 2)[:, None]
     right = (jnp.arange(width) - (width - 1) / 2)[None]
 
-    def one(image: Float[Array, "H W C"], angle: Float[Array, ""]) -> Float[Array, "H W C"]:
+    def of_image(image: Float[Array, "H W C"], angle: Float[Array, ""]) -> Float[Array, "H W C"]:
         cos, sin = jnp.cos(jnp.deg2rad(angle)), jnp.sin(jnp.deg2rad(angle))
         rows = cos * down + sin * right + (height - 1) / 2
         columns = cos * right - sin * down + (width - 1) / 2
@@ -40,7 +40,7 @@ def rotated(
 
         return jax.vmap(channel, in_axes=-1, out_axes=-1)(image)
 
-    return jax.vmap(one)(plain(images, index), degrees)
+    return jax.vmap(of_image)(plain(images, index), degrees)
 
 
 def translated(
@@ -75,10 +75,10 @@ def noisy(
     # Of the network's input, which spans 2.
     deviation = 2 * jnp.array(strengths, jnp.float32)
 
-    def one(key: Array, image: Array, strength: Array) -> Array:
+    def altered(key: Array, image: Array, strength: Array) -> Array:
         return jnp.clip(image + strength * jax.random.normal(key, image.shape), -1, 1)
 
-    return _copies(one, key, plain(images, index), index, deviation, copies)
+    return _copies(altered, key, plain(images, index), index, deviation, copies)
 
 
 def flipped(
@@ -100,15 +100,15 @@ def flipped(
     """
     both = sum(values) / 127.5 - 2.0
 
-    def one(key: Array, image: Array, probability: Array) -> Array:
+    def altered(key: Array, image: Array, probability: Array) -> Array:
         return jnp.where(jax.random.bernoulli(key, probability, image.shape), both - image, image)
 
     chances = jnp.array(probabilities, jnp.float32)
-    return _copies(one, key, plain(images, index), index, chances, copies)
+    return _copies(altered, key, plain(images, index), index, chances, copies)
 
 
 def _copies(
-    one: Callable[[Array, Array, Array], Array],
+    altered: Callable[[Array, Array, Array], Array],
     key: Key[Array, ""],
     x: Float[Array, "B H W C"],
     index: Int32[Array, " B"],
@@ -120,7 +120,7 @@ def _copies(
     def of_example(number: Array, image: Array) -> Array:
         def of_copy(strength: Array, copy: Array) -> Array:
             own = jax.random.fold_in(jax.random.fold_in(key, number), strength)
-            return one(jax.random.fold_in(own, copy), image, strengths[strength])
+            return altered(jax.random.fold_in(own, copy), image, strengths[strength])
 
         of_strength = jax.vmap(of_copy, (None, 0))
         return jax.vmap(of_strength, (0, None))(jnp.arange(len(strengths)), jnp.arange(copies))

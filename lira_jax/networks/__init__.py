@@ -91,13 +91,13 @@ def last_layer(variables: Variables, arch: str, asked_by: str) -> str:
     Raises:
         InputError: a network of the user's own that has none, or two, of these names.
     """
-    found = [name for name in LAST_LAYERS if name in variables["params"]]
-    if len(found) != 1:
+    names = [name for name in LAST_LAYERS if name in variables["params"]]
+    if len(names) != 1:
         raise InputError(
             f'{asked_by}: network.arch = "{arch}" does not tell its last layer; name '
             f"the attribute that holds it {' or '.join(LAST_LAYERS)}, and no other"
         )
-    return found[0]
+    return names[0]
 
 
 def build(
@@ -207,30 +207,30 @@ def build(
         logits = model(images).astype(jnp.float32)
         return logits, nnx.to_pure_dict(nnx.state(model, _REST))
 
-    def apply(variables: Variables, images: Array) -> Array:
-        return merge(graph_eval, variables, jax.random.key(0))(images).astype(jnp.float32)
-
     def apply_tuned(variables: Variables, images: Array, key: Array) -> Array:
         return merge(graph_tuned, variables, key)(images).astype(jnp.float32)
 
-    def features(variables: Variables, images: Array) -> Array:
-        model = merge(graph_eval, variables, jax.random.key(0))
-        if not hasattr(model, "features"):
-            raise InputError(
-                f'network.arch = "{config.arch}": has no method features(images) that gives the '
-                "last layer's inputs [B, F]; add one, or give --label_only.features False"
-            )
-        return model.features(images).astype(jnp.float32)
+    def evaluated(*methods: str, without: str = "") -> Callable[[Variables, Array], Array]:
+        """The first of these methods that the module has, in evaluation mode."""
 
-    def head_inputs(variables: Variables, images: Array) -> Array:
-        model = merge(graph_eval, variables, jax.random.key(0))
-        method = getattr(model, "head_inputs", getattr(model, "features", None))
-        if method is None:
-            raise InputError(
-                f'network.arch = "{config.arch}": has no method features(images) that gives the '
-                "last layer's inputs [B, F]; add one, or give --trust.laplace False"
-            )
-        return method(images).astype(jnp.float32)
+        def apply(variables: Variables, images: Array) -> Array:
+            model = merge(graph_eval, variables, jax.random.key(0))
+            method = next((name for name in methods if hasattr(model, name)), None)
+            if method is None:
+                raise InputError(
+                    f'network.arch = "{config.arch}": has no method features(images) that gives '
+                    f"the last layer's inputs [B, F]; add one, or give --{without} False"
+                )
+            return getattr(model, method)(images).astype(jnp.float32)
 
-    head_scale = float(getattr(abstract, "head_scale", 1.0))
-    return Network(init, apply_train, apply, apply_tuned, features, head_inputs, head_scale)
+        return apply
+
+    return Network(
+        init,
+        apply_train,
+        evaluated("__call__"),
+        apply_tuned,
+        evaluated("features", without="label_only.features"),
+        evaluated("head_inputs", "features", without="trust.laplace"),
+        float(getattr(abstract, "head_scale", 1.0)),
+    )

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,9 +38,17 @@ Padding = tuple[tuple[int, int], ...]
 Gradients = Literal["vmap", "grouped"]
 
 
+class Options(NamedTuple):
+    """How a window moves over an image, and with how many digits; rows before columns."""
+
+    strides: tuple[int, int]
+    padding: Padding
+    precision: Any = None
+
+
 def conv_general_dilated(
     lhs: Float[Array, "B H W I"],
-    rhs: Float[Array, "kh kw I O"],
+    rhs: Float[Array, "kh kw _I O"],
     window_strides: tuple[int, ...],
     padding: str | Padding,
     *,
@@ -72,8 +80,8 @@ def conv_general_dilated(
     strides = (window_strides[0], window_strides[1])
     if isinstance(padding, str):
         padding = tuple(lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], strides, padding))
-    padding = tuple((low, high) for low, high in padding)
-    return _conv(lhs, rhs, strides, padding, precision, gradients)
+    padding = tuple((int(low), int(high)) for low, high in padding)
+    return _conv(lhs, rhs, Options(strides, padding, precision), gradients)
 
 
 # What Flax takes for each way of writing gradients.
@@ -83,22 +91,12 @@ CONV_GRADIENTS: dict[Gradients, Callable[..., Array]] = {
 }
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
-def _conv(
-    x: Array,
-    w: Array,
-    strides: tuple[int, int],
-    padding: Padding,
-    precision: Any,
-    gradients: Gradients,
-) -> Array:
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _conv(x: Array, w: Array, options: Options, gradients: Gradients) -> Array:
     del gradients
-    return lax.platform_dependent(
-        x,
-        w,
-        cpu=partial(_on_cpu, strides=strides, padding=padding, precision=precision),
-        default=partial(_ordinary, strides=strides, padding=padding, precision=precision),
-    )
+    of_options = {"cpu": _on_cpu, "default": _ordinary}
+    ways = {name: partial(way, options=options) for name, way in of_options.items()}
+    return lax.platform_dependent(x, w, **ways)
 
 
 def _forward(x: Array, w: Array, *options: Any) -> tuple[Array, tuple[Array, Array]]:
@@ -106,55 +104,41 @@ def _forward(x: Array, w: Array, *options: Any) -> tuple[Array, tuple[Array, Arr
 
 
 def _backward(
-    strides: tuple[int, int],
-    padding: Padding,
-    precision: Any,
-    gradients: Gradients,
-    residuals: tuple[Array, Array],
-    dy: Array,
+    options: Options, gradients: Gradients, residuals: tuple[Array, Array], dy: Array
 ) -> tuple[Array, Array]:
     def on_cpu(x: Array, w: Array, dy: Array) -> tuple[Array, Array]:
         if _tiny(x, dy):
-            _, pull_back = jax.vjp(lambda x, w: _dense(x, w, strides, padding, precision), x, w)
+            _, pull_back = jax.vjp(lambda x, w: _dense(x, w, options), x, w)
             return pull_back(dy)
-        if winograd.applies(x, w, strides, padding):
-            dx = winograd.input_gradient(dy, w, precision)
+        if winograd.applies(x, w, options.strides, options.padding):
+            dx = winograd.input_gradient(dy, w, options.precision)
             if winograd.enough_tiles(x):
-                return dx, winograd.weight_gradient(x, dy, precision)
+                return dx, winograd.weight_gradient(x, dy, options.precision)
         else:
-            image = (x.shape[1], x.shape[2])
-            dx = _input_gradient(dy, w, image, strides, padding, precision)
-        kernel = (w.shape[0], w.shape[1])
-        return dx, _weight_gradient(x, dy, kernel, strides, padding, precision)
+            dx = _input_gradient(dy, w, (x.shape[1], x.shape[2]), options)
+        return dx, _weight_gradient(x, dy, (w.shape[0], w.shape[1]), options)
 
-    ordinary = ordinary_gradients(strides, padding, precision, gradients)
+    ordinary = ordinary_gradients(options, gradients)
     return lax.platform_dependent(*residuals, dy, cpu=on_cpu, default=ordinary)
 
 
 _conv.defvjp(_forward, _backward)
 
 
-def _ordinary(
-    x: Array,
-    w: Array,
-    strides: tuple[int, int],
-    padding: Padding,
-    precision: Any,
-    groups: int = 1,
-) -> Array:
+def _ordinary(x: Array, w: Array, options: Options, groups: int = 1) -> Array:
     return lax.conv_general_dilated(
         x,
         w,
-        strides,
-        padding,
+        options.strides,
+        options.padding,
         dimension_numbers=_DIMENSIONS,
         feature_group_count=groups,
-        precision=precision,
+        precision=options.precision,
     )
 
 
 def ordinary_gradients(
-    strides: tuple[int, int], padding: Padding, precision: Any, gradients: Gradients
+    options: Options, gradients: Gradients
 ) -> Callable[[Array, Array, Array], tuple[Array, Array]]:
     """The function (x [B, H, W, I], w [kh, kw, I, O], dy [B, h, w, O]) ↦ gradients (dx, dw) of the
     ordinary convolution, and how `jax.vmap` vectorises it.
@@ -165,7 +149,7 @@ def ordinary_gradients(
     """
 
     def alone(x: Array, w: Array, dy: Array) -> tuple[Array, Array]:
-        _, pull_back = jax.vjp(lambda x, w: _ordinary(x, w, strides, padding, precision), x, w)
+        _, pull_back = jax.vjp(lambda x, w: _ordinary(x, w, options), x, w)
         return pull_back(dy)
 
     if gradients == "vmap":
@@ -179,8 +163,7 @@ def ordinary_gradients(
             return jax.vmap(alone, axes)(x, w, dy), (True, True)
 
         def together(x: Array, w: Array) -> Array:
-            sides = (_side_by_side(x), _side_by_side(w))
-            return _apart(_ordinary(*sides, strides, padding, precision, models), models)
+            return _apart(_ordinary(_side_by_side(x), _side_by_side(w), options, models), models)
 
         _, pull_back = jax.vjp(together, x, w)
         return pull_back(dy), (True, True)
@@ -190,26 +173,23 @@ def ordinary_gradients(
     return vectorised
 
 
-def _side_by_side(array: Float[Array, "N *rest C"]) -> Float[Array, "*rest N*C"]:
+def _side_by_side(array: Float[Array, "N *rest C"]) -> Float[Array, "*rest NC"]:
     moved = jnp.moveaxis(array, 0, -2)
     return moved.reshape(*moved.shape[:-2], -1)
 
 
-def _apart(array: Float[Array, "*rest N*C"], models: int) -> Float[Array, "N *rest C"]:
+def _apart(array: Float[Array, "*rest NC"], models: int) -> Float[Array, "N *rest C"]:
     return jnp.moveaxis(array.reshape(*array.shape[:-1], models, -1), -2, 0)
 
 
 def _on_cpu(
-    x: Float[Array, "B H W I"],
-    w: Float[Array, "kh kw I O"],
-    strides: tuple[int, int],
-    padding: Padding,
-    precision: Any,
+    x: Float[Array, "B H W I"], w: Float[Array, "kh kw I O"], options: Options
 ) -> Float[Array, "B h w O"]:
     """The convolution, made several columns at once where that is faster."""
-    y = jax.eval_shape(partial(_ordinary, strides=strides, padding=padding, precision=None), x, w)
+    strides, padding, precision = options
+    y = jax.eval_shape(partial(_ordinary, options=options), x, w)
     if _tiny(x, y):
-        return _dense(x, w, strides, padding, precision)
+        return _dense(x, w, options)
     if winograd.applies(x, w, strides, padding):
         return winograd.convolve(x, w, precision)
     stride, width = strides[1], y.shape[2]
@@ -229,28 +209,20 @@ def _tiny(x: Any, y: Any) -> bool:
 
 
 def _dense(
-    x: Float[Array, "B H W I"],
-    w: Float[Array, "kh kw I O"],
-    strides: tuple[int, int],
-    padding: Padding,
-    precision: Any,
+    x: Float[Array, "B H W I"], w: Float[Array, "kh kw I O"], options: Options
 ) -> Float[Array, "B h w O"]:
     """The convolution as one matrix product, with x as rows of H·W·I."""
     meets = []  # per axis 0/1 [size in, size out, kernel]: which kernel element joins which pixels
-    for axis in (0, 1):
-        size, k, stride, (low, high) = (
-            x.shape[axis + 1],
-            w.shape[axis],
-            strides[axis],
-            padding[axis],
-        )
+    axes = (x.shape[1:3], w.shape[:2], options.strides, options.padding)
+    for size, k, stride, (low, high) in zip(*axes, strict=True):
         out = (size + low + high - k) // stride + 1
         tap = np.arange(size)[:, None] + low - stride * np.arange(out)
         meets.append((tap[:, :, None] == np.arange(k)).astype(np.float32))
     matrix = jnp.einsum("Hhk,Wwl,klio->HWihwo", *meets, w, optimize=[(0, 1), (0, 1)])
     h, w_out = matrix.shape[3:5]
     rows = x.reshape(x.shape[0], -1)
-    y = jnp.matmul(rows, matrix.reshape(rows.shape[1], -1).astype(x.dtype), precision=precision)
+    kernel = matrix.reshape(rows.shape[1], -1).astype(x.dtype)
+    y = jnp.matmul(rows, kernel, precision=options.precision)
     return y.reshape(x.shape[0], h, w_out, w.shape[3])
 
 
@@ -258,12 +230,11 @@ def _input_gradient(
     dy: Float[Array, "B h w O"],
     w: Float[Array, "kh kw I O"],
     size: tuple[int, int],
-    strides: tuple[int, int],
-    padding: Padding,
-    precision: Any,
+    options: Options,
 ) -> Float[Array, "B H W I"]:
     """Gradient of the input of the given size: a convolution for each of the rows 0 … stride − 1
     modulo stride, which together need no zeros between the rows of dy."""
+    strides, padding, precision = options
     height, width = size
     kh, kw = w.shape[:2]
     w = w.transpose(0, 1, 3, 2)
@@ -276,7 +247,7 @@ def _input_gradient(
     rows = -(-height // step)
     phases = []
     for a in range(step):
-        i = np.arange((a + top) % step, kh, step)[::-1]  # kernel rows that meet these input rows
+        i = range((a + top) % step, kh, step)[::-1]  # kernel rows that meet these input rows
         if not len(i):
             phases.append(jnp.zeros((dy.shape[0], rows, width, w.shape[3]), dy.dtype))
             continue
@@ -330,7 +301,7 @@ def _blockwise(
     first = start[1]
     end = (blocks - 1) * strides[1] + length + first - x.shape[2]
     x, padding = _cut(x, (start[0], (-first, end)), strides)
-    y = _ordinary(x, _spread(w, taps), strides, padding, precision)
+    y = _ordinary(x, _spread(w, taps), Options(strides, padding, precision))
     y = y.reshape(*y.shape[:2], blocks * p, -1)
     return y if blocks * p == width else y[:, :, :width]
 
@@ -369,9 +340,7 @@ def _weight_gradient(
     x: Float[Array, "B H W I"],
     dy: Float[Array, "B h w O"],
     kernel: tuple[int, int],
-    strides: tuple[int, int],
-    padding: Padding,
-    precision: Any,
+    options: Options,
 ) -> Float[Array, "kh kw I O"]:
     """Sum over images of matrix products of shifted x and shifted dy.
 
@@ -379,7 +348,7 @@ def _weight_gradient(
     each side is copied kh or kw times only, and windows of x otherwise. One product takes about
     1,024 pixels, which stay in the cache.
     """
-    (kh, kw), (step, stride) = kernel, strides
+    (kh, kw), (step, stride), padding = kernel, options.strides, options.padding
     (batch, height, width, channels), (h, w, features) = x.shape, dy.shape[1:]
     top, left = padding[0][0], padding[1][0]
     on_dy = stride == 1
@@ -414,7 +383,7 @@ def _weight_gradient(
             x,
             dy.reshape(-1, dy.shape[3]),
             (((1 if transposed else 0,), (0,)), ((), ())),
-            precision=precision,
+            precision=options.precision,
             preferred_element_type=jnp.float32,
         )
 

@@ -16,8 +16,8 @@ class ConvNet(nnx.Module):
     pool; a convolution to K classes, mean over pixels. Leaky ReLU, biases, no normalisation.
     Dropout is of whole channels, the features whose mean over pixels tells the class.
 
-    The paper does not state this plan; it follows its public code (METHODS: inferred). A side of
-    one pixel is not pooled, so that any image size works.
+    The paper does not state this plan; it follows its public code (docs/methods.md, 1: inferred). A
+    side of one pixel is not pooled, so that any image size works.
     """
 
     def __init__(
@@ -56,9 +56,9 @@ class ConvNet(nnx.Module):
         """The last convolution's inputs, as their mean over pixels."""
         return jnp.mean(self.maps(x), axis=(1, 2), dtype=jnp.float32)
 
-    def head_inputs(self, x: Float[Array, "B H W C"]) -> Float[Array, "B 9*F"]:
-        """What each pixel of the last convolution's kernel meets, as its mean over pixels: all
-        pixels but those of a border, next to which the kernel meets zeros."""
+    def head_inputs(self, x: Float[Array, "B H W C"]) -> Float[Array, "B J"]:
+        """What each pixel of the last convolution's kernel meets, J = 9F numbers, as its mean over
+        pixels: all pixels but those of a border, next to which the kernel meets zeros."""
         maps = self.maps(x).astype(jnp.float32)
         height, width = maps.shape[1:3]
         around = jnp.pad(maps, ((0, 0), (1, 1), (1, 1), (0, 0)))

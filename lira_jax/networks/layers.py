@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from flax import nnx
@@ -118,3 +119,63 @@ def dropout_layer(rate: float, rngs: nnx.Rngs, broadcast_dims: tuple[int, ...] =
 def dense(features_in: int, classes: int, *, rngs: nnx.Rngs) -> nnx.Linear:
     """Final layer, in float32 so that logits keep their digits."""
     return nnx.Linear(features_in, classes, dtype=jnp.float32, rngs=rngs)
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Makes the layers of one network, which have its normalisation and type in common."""
+
+    norm: Norm
+    dtype: DTypeLike
+    rngs: nnx.Rngs
+
+    def conv(self, features_in: int, features_out: int, **options: Any) -> nnx.Conv:
+        """As the function `conv`."""
+        return conv(features_in, features_out, dtype=self.dtype, rngs=self.rngs, **options)
+
+    def normalisation(self, features: int) -> nnx.Module:
+        """As the function `normalisation`."""
+        return normalisation(self.norm, features, dtype=self.dtype, rngs=self.rngs)
+
+    def stages(
+        self, block: Callable[..., nnx.Module], n_in: int, width: int, count: int
+    ) -> tuple[nnx.List, int]:
+        """Three groups of `count` blocks of widths w, 2w, 4w and strides 1, 2, 2, and the features
+        that come out."""
+        blocks = []
+        for group in range(3):
+            n_out = width * 2**group
+            for index in range(count):
+                blocks.append(block(n_in, n_out, 2 if group and index == 0 else 1, self))
+                n_in = n_out
+        return nnx.List(blocks), n_in
+
+
+class Classifier(nnx.Module):
+    """Images to logits by `features`, dropout and a dense layer."""
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        classes: int,
+        depth: int,
+        width: int,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+        norm: Norm = "batch",
+        dropout: float = 0.0,
+    ):
+        n_out = self.build(image_shape[-1], depth, width, Layers(norm, dtype, rngs))
+        self.dense = dense(n_out, classes, rngs=rngs)
+        self.dropout = dropout_layer(dropout, rngs)
+
+    def build(self, channels: int, depth: int, width: int, make: Layers) -> int:
+        """Make what `features` needs, and tell how many features there are."""
+        raise NotImplementedError
+
+    def features(self, x: Float[Array, "B H W C"]) -> Float[Array, "B F"]:
+        """The last layer's inputs."""
+        raise NotImplementedError
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B K"]:
+        return self.dense(self.dropout(self.features(x)))

@@ -5,23 +5,20 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from lira_jax.networks.layers import Norm, conv, dense, dropout_layer, normalisation
+from lira_jax.networks.layers import Classifier, Layers
 
 
 class BasicBlock(nnx.Module):
     """x ↦ relu(shortcut + bn(conv(relu(bn(conv(x)))))); the shortcut has no weights: it skips
     pixels and pads channels with zeros (He et al., option A)."""
 
-    def __init__(
-        self, n_in: int, n_out: int, stride: int, norm: Norm, dtype: DTypeLike, rngs: nnx.Rngs
-    ):
-        self.conv1 = conv(n_in, n_out, stride=stride, dtype=dtype, rngs=rngs)
-        self.norm1 = normalisation(norm, n_out, dtype=dtype, rngs=rngs)
-        self.conv2 = conv(n_out, n_out, dtype=dtype, rngs=rngs)
-        self.norm2 = normalisation(norm, n_out, dtype=dtype, rngs=rngs)
+    def __init__(self, n_in: int, n_out: int, stride: int, make: Layers):
+        self.conv1 = make.conv(n_in, n_out, stride=stride)
+        self.norm1 = make.normalisation(n_out)
+        self.conv2 = make.conv(n_out, n_out)
+        self.norm2 = make.normalisation(n_out)
         self.stride = stride
         self.new_channels = n_out - n_in
 
@@ -34,34 +31,15 @@ class BasicBlock(nnx.Module):
         return jax.nn.relu(x + y)
 
 
-class ResNet(nnx.Module):
+class ResNet(Classifier):
     """3×3 convolution; three groups of (depth − 2)/6 blocks of widths w, 2w, 4w and strides
     1, 2, 2; mean over pixels, dense."""
 
-    def __init__(
-        self,
-        image_shape: tuple[int, int, int],
-        classes: int,
-        depth: int,
-        width: int,
-        dtype: DTypeLike,
-        rngs: nnx.Rngs,
-        norm: Norm = "batch",
-        dropout: float = 0.0,
-    ):
-        self.stem = conv(image_shape[-1], width, dtype=dtype, rngs=rngs)
-        self.norm = normalisation(norm, width, dtype=dtype, rngs=rngs)
-        blocks, n_in = [], width
-        for group, stride in enumerate((1, 2, 2)):
-            n_out = width * 2**group
-            for index in range((depth - 2) // 6):
-                blocks.append(
-                    BasicBlock(n_in, n_out, stride if index == 0 else 1, norm, dtype, rngs)
-                )
-                n_in = n_out
-        self.blocks = nnx.List(blocks)
-        self.dense = dense(n_in, classes, rngs=rngs)
-        self.dropout = dropout_layer(dropout, rngs)
+    def build(self, channels: int, depth: int, width: int, make: Layers) -> int:
+        self.stem = make.conv(channels, width)
+        self.norm = make.normalisation(width)
+        self.blocks, n_out = make.stages(BasicBlock, width, width, (depth - 2) // 6)
+        return n_out
 
     def features(self, x: Float[Array, "B H W C"]) -> Float[Array, "B F"]:
         """The last layer's inputs."""
@@ -69,6 +47,3 @@ class ResNet(nnx.Module):
         for block in self.blocks:
             x = block(x)
         return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
-
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B K"]:
-        return self.dense(self.dropout(self.features(x)))

@@ -11,6 +11,8 @@ is normalised within its image.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,14 +22,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from lira_jax.networks.conv import conv_general_dilated
-from lira_jax.networks.layers import (
-    GroupNorm,
-    Norm,
-    conv,
-    dense,
-    dropout_layer,
-    groups_of,
-)
+from lira_jax.networks.layers import Classifier, GroupNorm, Layers, groups_of
 
 # Biases are stored divided by this, so that SGD moves them by its square more.
 BIAS_SCALE = 8.0
@@ -74,37 +69,22 @@ def max_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
 
 
 def plain_norm(
-    norm: Norm, features: int, groups: int, epsilon: float, dtype: DTypeLike | None, rngs: nnx.Rngs
+    make: Layers, features: int, groups: int, epsilon: float, dtype: DTypeLike | None
 ) -> nnx.Module:
     """Batch or group normalisation without scale and bias."""
-    if norm == "group":
-        return GroupNorm(
-            features,
-            groups,
-            epsilon=epsilon,
-            use_bias=False,
-            use_scale=False,
-            dtype=dtype,
-            rngs=rngs,
-        )
-    return nnx.BatchNorm(
-        features,
-        momentum=0.9,
-        epsilon=epsilon,
-        use_bias=False,
-        use_scale=False,
-        dtype=dtype,
-        rngs=rngs,
-    )
+    options: Any = {"epsilon": epsilon, "use_bias": False, "use_scale": False, "dtype": dtype}
+    if make.norm == "group":
+        return GroupNorm(features, groups, **options, rngs=make.rngs)
+    return nnx.BatchNorm(features, momentum=0.9, **options, rngs=make.rngs)
 
 
 class Activation(nnx.Module):
     """x ↦ gelu(norm(x) + 8 b): no scale, and a bias b that learns 64 times faster."""
 
-    def __init__(self, features: int, norm: Norm, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.norm = plain_norm(norm, features, groups_of(features), 1e-5, dtype, rngs)
+    def __init__(self, features: int, make: Layers):
+        self.norm = plain_norm(make, features, groups_of(features), 1e-5, make.dtype)
         self.bias = nnx.Param(jnp.zeros(features))
-        self.dtype = dtype
+        self.dtype = make.dtype
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         bias = BIAS_SCALE * self.bias[...]
@@ -114,45 +94,33 @@ class Activation(nnx.Module):
 class Block(nnx.Module):
     """conv, 2×2 max pool, norm, conv, norm: what is normalised is small."""
 
-    def __init__(self, n_in: int, n_out: int, norm: Norm, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.conv1 = conv(n_in, n_out, kernel_init=pass_on, dtype=dtype, rngs=rngs)
-        self.norm1 = Activation(n_out, norm, dtype, rngs)
-        self.conv2 = conv(n_out, n_out, kernel_init=pass_on, dtype=dtype, rngs=rngs)
-        self.norm2 = Activation(n_out, norm, dtype, rngs)
+    def __init__(self, n_in: int, n_out: int, make: Layers):
+        self.conv1 = make.conv(n_in, n_out, kernel_init=pass_on)
+        self.norm1 = Activation(n_out, make)
+        self.conv2 = make.conv(n_out, n_out, kernel_init=pass_on)
+        self.norm2 = Activation(n_out, make)
 
     def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B h w O"]:
         return self.norm2(self.conv2(self.norm1(max_pool(self.conv1(x)))))
 
 
-class SpeedNet(nnx.Module):
+class SpeedNet(Classifier):
     """Whitened 2×2 patches and their negatives; blocks of w, 2w and 4w filters, each halving the
     side; maximum over pixels, dense, divided by 9."""
 
     head_scale = HEAD_SCALE
 
-    def __init__(
-        self,
-        image_shape: tuple[int, int, int],
-        classes: int,
-        depth: int,
-        width: int,
-        dtype: DTypeLike,
-        rngs: nnx.Rngs,
-        norm: Norm = "batch",
-        dropout: float = 0.0,
-    ):
-        del depth
-        patches = 4 * image_shape[-1]
+    def build(self, channels: int, depth: int, width: int, make: Layers) -> int:
+        patches = 4 * channels
         # Each kind of patch by itself, or the brightest would drown the others.
-        self.whiten = plain_norm(norm, patches, patches, WHITEN_EPSILON, None, rngs)
+        self.whiten = plain_norm(make, patches, patches, WHITEN_EPSILON, None)
         blocks, n_in = [], 2 * patches
         for n_out in (width, 2 * width, 4 * width):
-            blocks.append(Block(n_in, n_out, norm, dtype, rngs))
+            blocks.append(Block(n_in, n_out, make))
             n_in = n_out
         self.blocks = nnx.List(blocks)
-        self.dense = dense(n_in, classes, rngs=rngs)
-        self.dropout = dropout_layer(dropout, rngs)
-        self.dtype = dtype
+        self.dtype = make.dtype
+        return n_in
 
     def features(self, x: Float[Array, "B H W C"]) -> Float[Array, "B F"]:
         """The last layer's inputs."""
@@ -164,4 +132,4 @@ class SpeedNet(nnx.Module):
         return jnp.max(x, axis=(1, 2)).astype(jnp.float32)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B K"]:
-        return self.dense(self.dropout(self.features(x))) * self.head_scale
+        return super().__call__(x) * self.head_scale

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +12,20 @@ import numpy as np
 from lira_jax import figures
 from lira_jax.analysis import exposure
 from lira_jax.errors import InputError
-from lira_jax.evaluation import FPRS
 from lira_jax.evaluation.judging import Curve
 from lira_jax.figures import Missing
 from lira_jax.findings import Findings
 from lira_jax.report import page, tables
+from lira_jax.report.formats import to_latex, to_markdown
+from lira_jax.report.label_only_tables import label_only_csv, label_only_table
+from lira_jax.report.tables import Table
+from lira_jax.report.trust_tables import (
+    calibrated_attacks_table,
+    calibration_table,
+    trust_calibration_csv,
+    trust_inputs_csv,
+    trust_inputs_table,
+)
 from lira_jax.run.storage import is_remote, remove, write_text, write_whole
 
 # Files that not every protocol and score set has.
@@ -50,7 +57,7 @@ def write(findings: Findings, out: Path) -> list[str]:
 
     | file | what |
     |---|---|
-    | `metrics.json` | every figure, schema 2 |
+    | `metrics.json` | every figure and the verdict, schema 2 |
     | `table.csv`, `.md`, `.tex`; `ablation.md`, `.tex` | the tables |
     | `label_only.csv`, `.md`, `.tex` | the table of label-only attacks, where models were asked |
     | `trust_inputs.csv`, `.md`, `.tex` | attacks on inputs from elsewhere, where there are any |
@@ -72,20 +79,20 @@ def write(findings: Findings, out: Path) -> list[str]:
     drawings = figures.draw(findings)
     texts = {
         "metrics.json": json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
-        "table.csv": table_csv(metrics["attacks"]),
-        **tables.files(metrics),
+        "table.csv": tables.main_csv(metrics),
+        **text_tables(metrics),
         "report.html": page.write_report(findings, drawings),
     }
     if findings.vulnerability is not None:
-        held = findings.score_set
+        scored = findings.score_set
         texts["vulnerability.csv"] = exposure.as_csv(
-            findings.vulnerability, held.labels, held.canary
+            findings.vulnerability, scored.labels, scored.canary
         )
     if metrics.get("label_only"):
-        texts["label_only.csv"] = tables.label_only_csv(metrics)
+        texts["label_only.csv"] = label_only_csv(metrics)
     if metrics.get("trust"):
-        texts["trust_inputs.csv"] = tables.trust_inputs_csv(metrics)
-        texts["trust_calibration.csv"] = tables.trust_calibration_csv(metrics)
+        texts["trust_inputs.csv"] = trust_inputs_csv(metrics)
+        texts["trust_calibration.csv"] = trust_calibration_csv(metrics)
     of_labels = findings.label_only.curves if findings.label_only else {}
     named = {f"label_only.{name}": curve for name, curve in of_labels.items()}
     arrays = _curve_arrays({**findings.curves, **named})
@@ -93,14 +100,35 @@ def write(findings: Findings, out: Path) -> list[str]:
     drawn = figures.write(drawings, out / "figures")
     # What an earlier attack on other scores left, and this one has none of.
     stale = [out / name for name in OPTIONAL if name not in texts]
-    for one in drawings:
-        if isinstance(one, Missing):
-            stale += [out / "figures" / f"{one.name}.{kind}" for kind in ("pdf", "png")]
+    for drawing in drawings:
+        if isinstance(drawing, Missing):
+            stale += [out / "figures" / f"{drawing.name}.{kind}" for kind in ("pdf", "png")]
     for path in stale:
         remove(path)
     for name, text in texts.items():
         write_text(out / name, text)
     return [*texts, "roc.npz", *(f"figures/{name}" for name in drawn)]
+
+
+def text_tables(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Tables as `.md` and `.tex`, each where it has something to tell.
+
+    `table`, `ablation` where the ladders were run, `label_only` where live models were asked, and
+    `trust_inputs` and `trust_calibration` where models were asked about inputs from elsewhere.
+    """
+    made: dict[str, list[Table | None]] = {
+        "table": [tables.main_table(metrics)],
+        "ablation": [tables.ablation_table(metrics)],
+        "label_only": [label_only_table(metrics)],
+        "trust_inputs": [trust_inputs_table(metrics)],
+        "trust_calibration": [calibration_table(metrics), calibrated_attacks_table(metrics)],
+    }
+    return {
+        f"{name}.{ending}": "\n".join(render(table) for table in known)
+        for name, maybe in made.items()
+        if (known := [table for table in maybe if table is not None])
+        for ending, render in (("md", to_markdown), ("tex", to_latex))
+    }
 
 
 def _curve_arrays(curves: Mapping[str, Curve]) -> dict[str, np.ndarray]:
@@ -115,28 +143,3 @@ def _curve_arrays(curves: Mapping[str, Curve]) -> dict[str, np.ndarray]:
                 f"{name}.band_hi": band.hi,
             }
     return arrays
-
-
-def table_csv(entries: Sequence[Mapping[str, Any]]) -> str:
-    """One line per attack, one column per figure; intervals as _lo and _hi, empty where none."""
-    rows = []
-    for entry in entries:
-        row = {"name": entry["name"], "targets": entry["targets"]}
-        for key in ("auc", "balanced_accuracy"):
-            low, high = entry[f"{key}_ci"] or ("", "")
-            row |= {key: entry[key], f"{key}_lo": low, f"{key}_hi": high}
-        for key in FPRS:
-            low, high = entry["tpr_at_fpr_ci"][key] or ("", "")
-            row |= {
-                f"tpr_at_fpr_{key}": entry["tpr_at_fpr"][key],
-                f"tpr_at_fpr_{key}_lo": low,
-                f"tpr_at_fpr_{key}_hi": high,
-                f"expected_false_positives_{key}": entry["expected_false_positives"][key],
-                f"few_false_positives_{key}": entry["few_false_positives"][key],
-            }
-        rows.append(row)
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

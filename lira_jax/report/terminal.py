@@ -2,110 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lira_jax.evaluation import FEW_FALSE_POSITIVES, FPRS
-from lira_jax.report.tables import fpr_text, percent
+from lira_jax.analysis import verdict
+from lira_jax.evaluation.wording import share_text
+from lira_jax.report.formats import to_text
+from lira_jax.report.tables import terminal_table
+from lira_jax.report.trust_tables import attack_of, best_calibrated, on_kind, worst_kind
+
+WIDTH = 100
 
 
 def summary(metrics: Mapping[str, Any], out: Path) -> str:
-    """What the terminal shows: every attack in percent with 95 % intervals, rule and files.
+    """What the terminal shows: every attack in percent with 95 % intervals, the verdict, files.
 
     Args:
         metrics: from `attack`.
         out: where `attack` wrote.
     """
-    heads = [
-        "attack",
-        "AUC",
-        "bal. acc.",
-        *(f"{'TPR ' * (FPRS[key] >= 1e-3)}@{fpr_text(key)}" for key in FPRS),
-    ]
-    rows = [heads]
-    for entry in metrics["attacks"]:
-        row = [
-            entry["name"],
-            _cell(entry["auc"], entry["auc_ci"]),
-            _cell(entry["balanced_accuracy"], None),
-        ]
-        for key in FPRS:
-            # Two columns of intervals fit a terminal; metrics.json and table.csv have them all.
-            interval = entry["tpr_at_fpr_ci"][key] if FPRS[key] >= 1e-3 else None
-            few = entry["few_false_positives"][key]
-            row.append(_cell(entry["tpr_at_fpr"][key], interval, few))
-        rows.append(row)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-             for row in rows]  # fmt: skip
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    lines.append("")
-    lines.append(f"Percent (95 % interval). {_setting(metrics)}")
-    lines.append(f"Rule: {metrics['rule']}.")
-    if any("*" in line for line in lines):
-        lines.append(
-            f"* fewer than {FEW_FALSE_POSITIVES} expected false positives behind this rate"
-        )
-    for entry in metrics["not_run"]:
-        lines.append(f"Not run: {entry['name']}, which {entry['reason']}.")
+    lines = [to_text(terminal_table(metrics)), _setting(metrics), f"Rule: {metrics['rule']}."]
+    lines += [f"Not run: {entry['name']}, which {entry['reason']}." for entry in metrics["not_run"]]
     if metrics.get("label_only"):
         lines += _label_only(metrics["label_only"])
     if metrics.get("trust"):
         lines += _trust(metrics["trust"])
     if metrics["null_check"] is not None:
         lines.append(_null(metrics["null_check"]))
+    judged = metrics["verdict"]
+    words = f"{judged['title']}. {verdict.in_words(judged)}"
+    lines += ["", textwrap.fill(words, WIDTH, break_on_hyphens=False), ""]
     lines.append(f"Written to {out}: report.html, metrics.json, table.csv, figures/, …")
     return "\n".join(lines)
 
 
-def _label_only(found: Mapping[str, Any]) -> list[str]:
+def _label_only(results: Mapping[str, Any]) -> list[str]:
     """Balanced accuracy of label-only attacks, the strongest and those that readers compare."""
-    entries = {entry["name"]: entry for entry in found["attacks"]}
-    names = dict.fromkeys(
-        name
-        for name in (found["strongest"], "gap", "boundary", "confidence", "confidence-memguard")
+    entries = {entry["name"]: entry for entry in results["attacks"]}
+    names = (results["strongest"], "gap", "boundary", "confidence", "confidence-memguard")
+    accuracies = _listed(
+        (name, entries[name]["decision"], "balanced_accuracy")
+        for name in dict.fromkeys(names)
         if name in entries
     )
-    shown = []
-    for name in names:
-        decided = entries[name]["decision"]
-        shown.append(
-            f"{name} {_cell(decided['balanced_accuracy'], decided['balanced_accuracy_ci'])}"
-        )
-    sources, targets = len(found["sources"]), len(found["targets"])
+    sources, targets = len(results["sources"]), len(results["targets"])
     lines = [
         f"Label-only, thresholds from {sources} source model{'s' * (sources > 1)}, {targets} "
-        f"target{'s' * (targets > 1)}; balanced accuracy: {', '.join(shown)}."
+        f"target{'s' * (targets > 1)}; balanced accuracy: {accuracies}."
     ]
-    for entry in found["not_run"]:
-        lines.append(f"Not run: {entry['name']}, which {entry['reason']}.")
+    lines += [f"Not run: {entry['name']}, which {entry['reason']}." for entry in results["not_run"]]
     return lines
 
 
-def _trust(found: Mapping[str, Any]) -> list[str]:
+def _trust(results: Mapping[str, Any]) -> list[str]:
     """False positives on what fools the maximum score most, and calibration errors."""
-    plain = found["calibrations"][0]
-    attacks = {entry["name"]: entry for entry in plain["attacks"]}
+    plain = results["calibrations"][0]
     lines = []
-    if found["kinds"]:
-        inputs = attacks["max-score"]["inputs"]
-        worst = max(inputs, key=lambda judged: judged["decision"]["fpr"])["kind"]
-        title = next(kind["title"] for kind in found["kinds"] if kind["name"] == worst)
-        shown = []
-        for name in ("max-score", "max-score-calibrated"):
-            on = next(one for one in attacks[name]["inputs"] if one["kind"] == worst)["decision"]
-            shown.append(f"{name} {_cell(on['fpr'], on['fpr_ci'])}")
-        lines.append(f"Falsely called members, of {title}: {', '.join(shown)}.")
-    best = min(found["calibrations"], key=lambda one: one["nonmembers"]["ece"])
-    errors = [
-        f"{one['title']} {_cell(one['nonmembers']['ece'], one['nonmembers']['ece_ci'])}"
-        for one in ((plain,) if best is plain else (plain, best))
-    ]
-    lines.append(f"Calibration error on non-members, by calibration: {', '.join(errors)}.")
-    for entry in found["not_run"]:
-        lines.append(f"Not run: {entry['title']}, {entry['reason']}.")
+    if results["kinds"]:
+        worst = worst_kind(attack_of(plain, "max-score"))["kind"]
+        title = next(kind["title"] for kind in results["kinds"] if kind["name"] == worst)
+        on_worst = {
+            name: on_kind(attack_of(plain, name), worst)
+            for name in ("max-score", "max-score-calibrated")
+        }
+        rates = _listed((name, part["decision"], "fpr") for name, part in on_worst.items() if part)
+        lines.append(f"Falsely called members, of {title}: {rates}.")
+    best = best_calibrated(results["calibrations"])
+    errors = _listed(
+        (calibration["title"], calibration["nonmembers"], "ece")
+        for calibration in ((plain,) if best is plain else (plain, best))
+    )
+    lines.append(f"Calibration error on non-members, by calibration: {errors}.")
+    lines += [f"Not run: {entry['title']}, {entry['reason']}." for entry in results["not_run"]]
     return lines
+
+
+def _listed(figures: Iterable[tuple[str, Mapping[str, Any], str]]) -> str:
+    """Names with figures of theirs and intervals, in percent."""
+    return ", ".join(f"{name} {share_text(of[key], of[f'{key}_ci'])}" for name, of, key in figures)
 
 
 def _setting(metrics: Mapping[str, Any]) -> str:
@@ -119,12 +95,7 @@ def _setting(metrics: Mapping[str, Any]) -> str:
     )
 
 
-def _cell(value: float, interval: Sequence[float] | None, few: bool = False) -> str:
-    text = percent(value) + "*" * few
-    return text if interval is None else f"{text} ({percent(interval[0])}–{percent(interval[1])})"
-
-
 def _null(check: Mapping[str, Any]) -> str:
     off = [entry["name"] for entry in check["attacks"] if not entry["ok"]]
-    verdict = "every attack at chance" if check["ok"] else f"NOT at chance: {', '.join(off)}"
-    return f"Null check, {check['draws']} draws without leakage: {verdict}."
+    result = "every attack at chance" if check["ok"] else f"NOT at chance: {', '.join(off)}"
+    return f"Null check, {check['draws']} draws without leakage: {result}."

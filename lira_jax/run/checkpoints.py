@@ -53,8 +53,8 @@ def _path(run: Path, group: Group) -> Path:
 
 def _files(run: Path) -> list[Group]:
     """A group for every checkpoint file, in order of models and steps."""
-    found = map(_NAME.fullmatch, names(run / CHECKPOINTS))
-    return sorted(Group(*map(int, match.groups())) for match in found if match)
+    matches = map(_NAME.fullmatch, names(run / CHECKPOINTS))
+    return sorted(Group(*map(int, match.groups())) for match in matches if match)
 
 
 def saved_groups(run: Path) -> list[Group]:
@@ -121,15 +121,15 @@ def restore(run: Path, group: Group, like: Any) -> Any:
 
     def read(path: tuple[Any, ...], wanted: Any) -> np.ndarray:
         name = _name(path)
-        found = arrays.pop(name, None)
-        if found is None:
+        array = arrays.pop(name, None)
+        if array is None:
             raise _foreign(run, group, f"no array {name}")
-        if found.dtype.kind == "V":  # NumPy does not name bfloat16
-            found = found.view(wanted.dtype)
-        if (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
-            reason = f"{name} is {found.dtype} {list(found.shape)}"
+        if array.dtype.kind == "V":  # NumPy does not name bfloat16
+            array = array.view(wanted.dtype)
+        if (array.shape, array.dtype) != (wanted.shape, wanted.dtype):
+            reason = f"{name} is {array.dtype} {list(array.shape)}"
             raise _foreign(run, group, f"{reason} instead of {wanted.dtype} {list(wanted.shape)}")
-        return found
+        return array
 
     tree = jax.tree.map_with_path(read, like)
     if arrays:

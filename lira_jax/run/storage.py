@@ -82,11 +82,11 @@ def _reason(error: Exception) -> str:
 def names(folder: Path) -> list[str]:
     """The names of what a folder holds, in order; none if there is no such folder."""
     try:
-        found = sorted(path.name for path in folder.iterdir())
+        entries = sorted(path.name for path in folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return []
     # A store's web page makes an empty object for a folder, which is listed within it.
-    return [name for name in found if name != folder.name] if is_remote(folder) else found
+    return [name for name in entries if name != folder.name] if is_remote(folder) else entries
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
@@ -266,6 +266,20 @@ def read_array(path: Path, dtype: Any, shape: Sequence[int | None], remedy: str)
             f"{np.dtype(dtype)} {expected}; it is not this run's: delete it and {remedy}"
         )
     return array
+
+
+def array_shape(path: Path) -> tuple[int, ...]:
+    """The shape of an array of `write_array` or `write_rows`, whose numbers are not read.
+
+    Raises:
+        InputError: a missing or foreign file.
+    """
+    try:
+        with path.open("rb") as file:
+            np.lib.format.read_magic(cast(Any, file))
+            return np.lib.format.read_array_header_1_0(cast(Any, file))[0]
+    except (FileNotFoundError, ValueError) as error:
+        raise InputError(f"{path}: not a NumPy array ({error}); delete it") from None
 
 
 def _is_as_written(path: Path) -> bool:

@@ -1,3 +1,3 @@
 """When prediction scores mislead (Hintersdorf et al., arXiv 2111.09076): inputs that no model
-trained on, calibrated predictions, and what attacks make of both (METHODS.md, 5).
+trained on, calibrated predictions, and what attacks make of both (docs/methods.md, 5).
 """

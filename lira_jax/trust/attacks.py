@@ -1,5 +1,5 @@
 """Attacks on prediction scores, tuned on one shadow model (Hintersdorf et al., arXiv 2111.09076,
-section 3; METHODS.md, 5). Higher = member.
+section 3; docs/methods.md, 5). Higher = member.
 
 None of them knows an input's label, so they can be asked about any input:
 

@@ -61,6 +61,19 @@ class Bins:
         """Share of correct predictions; NaN in an empty bin."""
         return _ratio(self.corrects, self.counts)
 
+    @property
+    def ece(self) -> float:
+        """Expected calibration error, Σ_B |B|/P · |acc(B) − conf(B)|."""
+        return float(np.abs(self.confidences - self.corrects).sum() / self.counts.sum())
+
+    @property
+    def overconfidence_error(self) -> float:
+        """Σ_B |B|/P · conf(B) · max(conf(B) − acc(B), 0); an empty bin counts 0."""
+        # |B|·conf·(conf − acc), in sums.
+        excess = np.maximum(self.confidences - self.corrects, 0)
+        weighted = self.confidences * excess / np.maximum(self.counts, 1)
+        return float(weighted.sum() / self.counts.sum())
+
 
 def reliability(
     probabilities: Float[np.ndarray, "P K"], labels: Int[np.ndarray, " P"], bins: int = BINS
@@ -83,7 +96,7 @@ def ece(
     Raises:
         ValueError: as `reliability`.
     """
-    return _ece(reliability(probabilities, labels, bins))
+    return reliability(probabilities, labels, bins).ece
 
 
 def adaptive_ece(
@@ -110,16 +123,7 @@ def overconfidence_error(
     Raises:
         ValueError: as `reliability`.
     """
-    return _overconfidence_error(reliability(probabilities, labels, bins))
-
-
-def accuracy(probabilities: Float[np.ndarray, "P K"], labels: Int[np.ndarray, " P"]) -> float:
-    """Share of correct predictions.
-
-    Raises:
-        ValueError: as `reliability`.
-    """
-    return float(_top(probabilities, labels)[1].mean())
+    return reliability(probabilities, labels, bins).overconfidence_error
 
 
 def brier(probabilities: Float[np.ndarray, "P K"], labels: Int[np.ndarray, " P"]) -> float:
@@ -134,18 +138,8 @@ def brier(probabilities: Float[np.ndarray, "P K"], labels: Int[np.ndarray, " P"]
     return float((np.einsum("pk,pk->p", p, p) - 2 * true + 1).mean())
 
 
-def loss(logits: Float[np.ndarray, "P K"], labels: Int[np.ndarray, " P"]) -> float:
-    """Mean negative log-likelihood of the labels [nats]; from logits, so it does not underflow.
-
-    Raises:
-        ValueError: as `reliability`.
-    """
-    _check(logits, labels)
-    return _loss(log_softmax(logits.astype(np.float64), axis=1), labels)
-
-
 def summary(logits: Float[np.ndarray, "P K"], labels: Int[np.ndarray, " P"]) -> dict[str, float]:
-    """The figures METRICS of one model's predictions.
+    """The figures METRICS of one model's predictions; the loss in nats.
 
     Raises:
         ValueError: as `reliability`.
@@ -183,16 +177,16 @@ def of_ensemble(
     judged = [
         _judged(mine[which], labels[which]) for mine, which in zip(logits, chosen, strict=True)
     ]
-    found: dict[str, Any] = {}
+    errors: dict[str, Any] = {}
     for name, most in METRICS.items():
-        values = np.array([figures[name] for figures, _ in judged])
-        found[name], interval = mean_and_interval(values, fold)
-        found[f"{name}_ci"] = interval and [max(interval[0], 0.0), min(interval[1], most)]
-    return found | {"reliability": _pooled([bins for _, bins in judged])}
+        values = np.array([own[name] for own, _ in judged])
+        errors[name], interval = mean_and_interval(values, fold)
+        errors[f"{name}_ci"] = interval and [max(interval[0], 0.0), min(interval[1], most)]
+    return errors | {"reliability": _pooled([bins for _, bins in judged])}
 
 
 def with_temperature(
-    logits: Float[np.ndarray, "*N P K"], temperature: float | Float[np.ndarray, " N"]
+    logits: Float[np.ndarray, "*N P K"], temperature: float | int | Float[np.ndarray, " N"]
 ) -> Float[np.ndarray, "*N P K"]:
     """Logits divided by a temperature, one or one per model, in their own precision.
 
@@ -264,7 +258,7 @@ def _fit(logits: Float[np.ndarray, "P K"], labels: Int[np.ndarray, " P"]) -> tup
         return unit * RANGE[0], False
     if loss_and_slope(np.array([high]))[1][0] <= 0:
         return unit * RANGE[1], False
-    found = minimize(
+    optimum = minimize(
         loss_and_slope,
         np.zeros(1),
         jac=True,
@@ -273,7 +267,7 @@ def _fit(logits: Float[np.ndarray, "P K"], labels: Int[np.ndarray, " P"]) -> tup
         # As far as the slope can be told from 0; the loss itself is flat long before.
         options={"ftol": 0.0, "gtol": 1e-12},
     )
-    return unit * float(np.exp(found.x[0])), True
+    return unit * float(np.exp(optimum.x[0])), True
 
 
 def _check(values: Float[np.ndarray, "P K"], labels: Int[np.ndarray, " P"]) -> None:
@@ -308,16 +302,6 @@ def _binned(
     )
 
 
-def _ece(bins: Bins) -> float:
-    return float(np.abs(bins.confidences - bins.corrects).sum() / bins.counts.sum())
-
-
-def _overconfidence_error(bins: Bins) -> float:
-    # |B|·conf·(conf − acc), in sums; an empty bin counts 0.
-    excess = np.maximum(bins.confidences - bins.corrects, 0)
-    return float((bins.confidences * excess / np.maximum(bins.counts, 1)).sum() / bins.counts.sum())
-
-
 def _adaptive_ece(
     confidence: Float[np.ndarray, " P"], correct: Bool[np.ndarray, " P"], bins: int
 ) -> float:
@@ -338,10 +322,6 @@ def _adaptive_ece(
     return float(np.abs(sure - right).sum() / ordered.size)
 
 
-def _loss(log_p: Float[np.ndarray, "P K"], labels: Int[np.ndarray, " P"]) -> float:
-    return float(-np.take_along_axis(log_p, labels[:, np.newaxis], axis=1).mean())
-
-
 def _judged(
     logits: Float[np.ndarray, "P K"], labels: Int[np.ndarray, " P"]
 ) -> tuple[dict[str, float], Bins]:
@@ -353,11 +333,12 @@ def _judged(
     bins = _binned(confidence, correct, BINS)
     return {
         "accuracy": float(correct.mean()),
-        "loss": _loss(log_p, labels),
+        # From logits, so that it does not underflow; in nats.
+        "loss": float(-np.take_along_axis(log_p, labels[:, np.newaxis], axis=1).mean()),
         "brier": brier(p, labels),
-        "ece": _ece(bins),
+        "ece": bins.ece,
         "adaptive_ece": _adaptive_ece(confidence, correct, BINS),
-        "overconfidence_error": _overconfidence_error(bins),
+        "overconfidence_error": bins.overconfidence_error,
     }, bins
 
 

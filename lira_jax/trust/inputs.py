@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,14 +34,14 @@ from lira_jax.config import (
     INPUT_KINDS,
     DataConfig,
     TrustConfig,
-    entries,
-    input_kinds,
     other_data_sets,
-    same_classes,
 )
 from lira_jax.data import datasets
 from lira_jax.data.datasets import Dataset
+from lira_jax.data.images import decode_image
 from lira_jax.errors import InputError
+from lira_jax.fields import refusal
+from lira_jax.random_streams import trust_inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +97,7 @@ def gather(
         InputError: a kind that is named but cannot be made, a source that cannot be read, or one
             whose images do not fit or are candidates, or whose classes cannot be matched.
     """
-    order = _random(seed, "test").permutation(len(data.y_held_out))
+    order = trust_inputs(seed, "test").permutation(len(data.y_held_out))
     cut = min(config.fit, len(order) // 2)
     fit = _held_out(data, order[:cut], "fit", "images for temperatures")
     test = _held_out(data, order[cut:][: config.examples or None], "test", "test images")
@@ -118,11 +117,12 @@ def gather(
         missing |= dict.fromkeys(("test", "permuted", "scaled"), reason)
     if not len(data.x_left_out):
         missing["left_out"] = f"data.leave_out leaves out no images of {data.name}"
-    named = input_kinds(config)
-    if entries(config.inputs) != ["all"]:
+    named: Sequence[str] = INPUT_KINDS
+    if config.inputs != ("all",):
+        named = config.inputs
         for kind in named:
             if kind in missing:
-                raise InputError(f'trust.inputs = "{config.inputs}": no {kind}: {missing[kind]}')
+                raise refusal("trust.inputs", named, f"no {kind}: {missing[kind]}")
         missing = {}
     kinds = [make[kind]() for kind in INPUT_KINDS if kind in named and kind not in missing]
     for name, source in other_data_sets(config).items():
@@ -167,8 +167,8 @@ def matched(
             f"{where}: images are {have}, the run's {want} (height × width × channels); give "
             f"images with {channels} channels, since only 1 and 3 can become each other"
         )
-    found = np.empty((len(images), *shape), np.uint8)
-    for row, image in zip(found, images, strict=True):
+    resized = np.empty((len(images), *shape), np.uint8)
+    for row, image in zip(resized, images, strict=True):
         planes = [
             ImageOps.fit(Image.fromarray(plane), (width, height), Image.Resampling.BILINEAR)
             for plane in image.transpose(2, 0, 1)
@@ -176,12 +176,7 @@ def matched(
         if len(planes) == 3 and channels == 1:
             planes = [Image.merge("RGB", planes).convert("L")]
         row[:] = np.stack([np.asarray(plane) for plane in planes], -1)
-    return found
-
-
-def _random(seed: int, kind: str) -> np.random.Generator:
-    """A stream for each kind; the first three numbers are no other stream's."""
-    return np.random.default_rng((seed, 0, 4, zlib.crc32(kind.encode())))
+    return resized
 
 
 def _unlabelled(kind: str, title: str, images: np.ndarray) -> Inputs:
@@ -194,19 +189,19 @@ def _held_out(data: Dataset, index: np.ndarray, kind: str, title: str) -> Inputs
 
 def _permuted(test: Inputs, seed: int) -> Inputs:
     """Channels stay together, so that each image keeps its colours."""
-    random, (count, *size, channels) = _random(seed, "permuted"), test.images.shape
+    random, (count, *size, channels) = trust_inputs(seed, "permuted"), test.images.shape
     flat = test.images.reshape(count, -1, channels)
     moved = np.stack([image[random.permutation(len(image))] for image in flat])
     return Inputs("permuted", "permuted pixels", moved.reshape(count, *size, channels), test.labels)
 
 
 def _left_out(config: TrustConfig, images: np.ndarray, seed: int) -> Inputs:
-    order = _random(seed, "left_out").permutation(len(images))[: config.examples or None]
+    order = trust_inputs(seed, "left_out").permutation(len(images))[: config.examples or None]
     return _unlabelled("left_out", "left-out classes", images[order])
 
 
 def _uniform(shape: tuple[int, ...], seed: int) -> Inputs:
-    values = _random(seed, "uniform").integers(0, 256, shape, np.uint8)
+    values = trust_inputs(seed, "uniform").integers(0, 256, shape, np.uint8)
     return _unlabelled("uniform", "uniform noise", values)
 
 
@@ -220,7 +215,7 @@ def _gaussian(shape: tuple[int, ...], candidates: np.ndarray, seed: int) -> Inpu
     share, values = counts / counts.sum(1, keepdims=True), np.arange(256)
     mean = share @ values
     deviation = np.sqrt((share * (values - mean[:, None]) ** 2).sum(1))
-    noise = _random(seed, "gaussian").standard_normal(shape, np.float32)
+    noise = trust_inputs(seed, "gaussian").standard_normal(shape, np.float32)
     noise = np.rint(mean + deviation * noise).clip(0, 255).astype(np.uint8)
     return _unlabelled("gaussian", "Gaussian noise", noise)
 
@@ -242,10 +237,10 @@ def _other(
         hint = "" if is_path else "no such file or folder, and as a name: "
         raise InputError(f"{where}: {hint}{error}") from None
     x, y = (other.x_test, other.y_test) if len(other.y_test) else (other.x_train, other.y_train)
-    order = _random(seed, name).permutation(len(y))[: config.examples or None]
+    order = trust_inputs(seed, name).permutation(len(y))[: config.examples or None]
     images = matched(x[order], candidates.shape[1:], where)
     _refuse_members(images, candidates, where)
-    if name not in same_classes(config):
+    if name not in config.same_classes:
         return _unlabelled(name, name, images)
     return Inputs(name, name, images, _new_numbers(name, other.classes, classes)[y[order]])
 
@@ -284,17 +279,17 @@ def _generated(config: TrustConfig, candidates: np.ndarray, seed: int) -> Inputs
     )
     if not files:
         raise InputError(f"{where}: holds no image files; give a folder of PNG or JPEG files")
-    order = _random(seed, "generated").permutation(len(files))[: config.examples or None]
+    order = trust_inputs(seed, "generated").permutation(len(files))[: config.examples or None]
     images = []
     for file in (files[number] for number in order):
         try:
-            pixels = datasets.decode_image(file.read_bytes(), str(file))
+            pixels = decode_image(file.read_bytes(), str(file))
         except OSError as error:
             raise InputError(f"{file}: cannot be read ({error.strerror}); remove it") from None
         images.append(matched(pixels[None], candidates.shape[1:], str(file)))
-    found = np.concatenate(images)
-    _refuse_members(found, candidates, where)
-    return _unlabelled("generated", "generated images", found)
+    generated = np.concatenate(images)
+    _refuse_members(generated, candidates, where)
+    return _unlabelled("generated", "generated images", generated)
 
 
 def _refuse_members(images: np.ndarray, candidates: np.ndarray, where: str) -> None:

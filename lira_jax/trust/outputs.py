@@ -31,7 +31,7 @@ from jaxtyping import Float32, Int32, UInt8
 
 from lira_jax.config import INPUT_KINDS
 from lira_jax.errors import InputError
-from lira_jax.run.run_dir import Product, read_record
+from lira_jax.run.parts import Product, read_record, read_rows
 from lira_jax.run.storage import names, read_array
 from lira_jax.score_set import ScoreSet
 
@@ -46,15 +46,16 @@ LAPLACE = ("probit", "sampled")
 _CHUNK = 4_096
 
 
-def plain(kind: str, classes: int) -> Product:
-    """KIND.npy, a row for every model."""
-    return Product({kind: (classes,)}, f"{kind}_parts", COMMAND)
+def plain(kind: str, classes: int, settings: Mapping[str, Any]) -> Product:
+    """KIND.npy, a row for every model, and KIND.json."""
+    arrays = {kind: (classes,)}
+    return Product(arrays, f"{kind}_parts", COMMAND, settings, record_first=True)
 
 
-def laplace(kind: str, classes: int) -> Product:
+def laplace(kind: str, classes: int, settings: Mapping[str, Any]) -> Product:
     """KIND_probit.npy and KIND_sampled.npy, with KIND_probit.json beside them."""
-    arrays = {f"{kind}_{one}": (classes,) for one in LAPLACE}
-    return Product(arrays, f"{kind}_laplace_parts", COMMAND)
+    arrays = {f"{kind}_{name}": (classes,) for name in LAPLACE}
+    return Product(arrays, f"{kind}_laplace_parts", COMMAND, settings, record_first=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,32 +99,32 @@ def command(run: Path) -> str:
     return f"python score.py --run {shlex.quote(str(run))} --trust"
 
 
-def read(run: Path, held: ScoreSet) -> Outputs | None:
+def read(run: Path, score_set: ScoreSet) -> Outputs | None:
     """What is there for all models of a run; None if nothing is. Arrays stay memory maps.
 
     Args:
         run: a run directory.
-        held: its scores, from `run_dir.read_score_set`.
+        score_set: its scores, from `score_files.read_score_set`.
 
     Raises:
         InputError: a damaged or foreign file.
     """
     folder = run / FOLDER
-    assert held.logits is not None
-    models, examples, classes = held.logits.shape
+    assert score_set.logits is not None
+    models, examples, classes = score_set.logits.shape
     beside = tuple(f"_{end}.npy" for end in ("labels", "samples", *LAPLACE))
-    found = [
-        one
+    kinds = [
+        kind
         for file in names(folder)
         if file.endswith(".npy") and not file.endswith(beside)
-        if (one := _kind(run, file.removesuffix(".npy"), models, classes)) is not None
+        if (kind := _kind(run, file.removesuffix(".npy"), models, classes)) is not None
     ]
     candidates = _laplace(run, CANDIDATES, models, examples, classes)
-    if not found and not candidates:
+    if not kinds and not candidates:
         return None
     return Outputs(
-        tuple(sorted((kind for kind in found if kind.name != FIT), key=_order)),
-        next((kind for kind in found if kind.name == FIT), None),
+        tuple(sorted((kind for kind in kinds if kind.name != FIT), key=_order)),
+        next((kind for kind in kinds if kind.name == FIT), None),
         candidates,
     )
 
@@ -143,7 +144,7 @@ def _order(kind: Kind) -> tuple[int, str]:
 def _kind(run: Path, name: str, models: int, classes: int) -> Kind | None:
     """One kind; None where it is not whole yet."""
     folder = run / FOLDER
-    record = read_record(folder / f"{name}.json", COMMAND)
+    record = read_record(folder / f"{name}.json", f"delete {folder} and run {COMMAND} again")
     fits = record is not None and all(
         isinstance(record.get(key), kinds)
         for key, kinds in (("title", str), ("examples", int), ("scale", float), ("digest", str))
@@ -169,11 +170,11 @@ def _laplace(
     run: Path, name: str, models: int, count: int, classes: int
 ) -> dict[str, Float32[np.ndarray, "N M K"]]:
     """Logits by LAPLACE; none where they are not whole yet."""
-    paths = {one: run / FOLDER / f"{name}_{one}.npy" for one in LAPLACE}
+    paths = {kind: run / FOLDER / f"{name}_{kind}.npy" for kind in LAPLACE}
     if not all(path.is_file() for path in paths.values()):
         return {}
-    found = {one: _logits(run, path, models, count, classes) for one, path in paths.items()}
-    return {one: logits for one, logits in found.items() if logits is not None}
+    arrays = {kind: _logits(run, path, models, count, classes) for kind, path in paths.items()}
+    return {kind: logits for kind, logits in arrays.items() if logits is not None}
 
 
 def _logits(
@@ -181,12 +182,8 @@ def _logits(
 ) -> Float32[np.ndarray, "N M K"] | None:
     """Finite logits of all models; None where some are missing yet."""
     remedy = f"run {command(run)} again, or give it --repair True"
-    array = read_array(path, np.float32, (None, count, classes), remedy)
-    if len(array) > models:
-        raise InputError(f"{path}: holds {len(array)} models, the run {models}; delete it")
-    if len(array) < models:
-        return None
-    for model, row in enumerate(array):
+    array = read_rows(path, (count, classes), models, remedy)
+    for model, row in enumerate(array if array is not None else ()):
         for start in range(0, count, _CHUNK):
             bad = ~np.isfinite(row[start : start + _CHUNK]).all(axis=1)
             if bad.any():

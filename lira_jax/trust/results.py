@@ -23,14 +23,13 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.special import expit
 
-from lira_jax import evaluation
 from lira_jax.attacks import lira, references
-from lira_jax.config import AttackConfig, temperatures
+from lira_jax.config import AttackConfig
 from lira_jax.errors import InputError
 from lira_jax.findings import Trust
 from lira_jax.score_set import ScoreSet, logit_scaled
-from lira_jax.trust import attacks as attacks
-from lira_jax.trust import calibration
+from lira_jax.trust import attacks, calibration
+from lira_jax.trust.judging import Judges, Scores, source_of
 from lira_jax.trust.outputs import Kind, Outputs
 
 TITLES = {
@@ -42,8 +41,6 @@ TITLES = {
     "lira-offline": "LiRA offline",
     "lira-online": "LiRA online",
 }
-# FPR on the source model's non-members at which the second and third threshold are set.
-LOW = {"0.01": 0.01, "0.001": 0.001}
 # Examples that the network on the top three scores learns from.
 PAIRS = 10_000
 
@@ -110,7 +107,8 @@ def results(
         )
     calibrated, not_run = _calibrations(made, score_set, config)
     entries = [
-        _of_calibration(_divided(one), made, score_set, rule.fold, config) for one in calibrated
+        _of_calibration(_divided(predictions), made, score_set, rule.fold, config)
+        for predictions in calibrated
     ]
     models, examples = score_set.keep.shape
     metrics = {
@@ -131,18 +129,18 @@ def results(
         "not_run": not_run,
     }
     of_kinds = {kind.name: _confidence(kind.logits["plain"]) for kind in made.kinds}
-    held = Trust(
+    drawn = Trust(
         confidence=_confidence(calibrated[0].examples),
         of_kinds=of_kinds,
         samples={kind.name: _as_seen(kind) for kind in made.kinds},
     )
-    return metrics, held
+    return metrics, drawn
 
 
 def _by_model(
-    statistic: Callable[[Float[np.ndarray, "P K"]], Float[np.ndarray, " P"]],
+    statistic: Callable[[Float[np.ndarray, "P K"]], Float[np.ndarray, " R"]],
     logits: Float[np.ndarray, "N P K"],
-) -> Float[np.ndarray, "N P"]:
+) -> Float[np.ndarray, "N R"]:
     """One model at a time: float64 of all of them would be several times what is held."""
     return np.stack([statistic(rows) for rows in logits])
 
@@ -173,114 +171,94 @@ def _calibrations(
 ) -> tuple[list[_Calibrated], list[dict[str, str]]]:
     assert score_set.logits is not None
     plain = {kind.name: kind.logits["plain"] for kind in made.kinds}
-    found = [_Calibrated("plain", "none", score_set.logits, plain)]
+    calibrated = [_Calibrated("plain", "none", score_set.logits, plain)]
     not_run = []
-    for wanted in temperatures(config):
+
+    def leave_out(name: str, title: str, reason: str) -> None:
+        not_run.append({"name": name, "title": title, "reason": reason})
+
+    for wanted in config.temperatures:
         name, title = f"temperature-{wanted}", f"T = {wanted:g}" if wanted != "fit" else "T fitted"
-        if wanted == "fit":
-            if made.fit is None:
-                not_run.append({
-                    "name": name,
-                    "title": title,
-                    "reason": "no held-out images were predicted: score.py --trust --trust.fit N",
-                })  # fmt: skip
-                continue
-            values, settled = calibration.fit_temperatures(
-                made.fit.logits["plain"], made.fit.labels
-            )
-            at_bound = int((~settled).sum())
-        else:
+        if wanted != "fit":
             values, at_bound = np.full(len(score_set.logits), wanted), 0
-        found.append(_Calibrated(name, title, score_set.logits, plain, values, at_bound))
+        elif made.fit is None:
+            reason = "no held-out images were predicted: score.py --trust --trust.fit N"
+            leave_out(name, title, reason)
+            continue
+        else:
+            logits, labels = made.fit.logits["plain"], made.fit.labels
+            values, settled = calibration.fit_temperatures(logits, labels)
+            at_bound = int((~settled).sum())
+        calibrated.append(_Calibrated(name, title, score_set.logits, plain, values, at_bound))
     for key, title in (("probit", "Laplace, probit"), ("sampled", "Laplace, sampled")):
-        name = f"laplace-{key}"
         if key not in made.candidates:
             reason = "not predicted: score.py --trust --trust.laplace True"
-            not_run.append({"name": name, "title": title, "reason": reason})
+            leave_out(f"laplace-{key}", title, reason)
             continue
         kinds = {kind.name: kind.logits[key] for kind in made.kinds if key in kind.logits}
-        found.append(_Calibrated(name, title, made.candidates[key], kinds))
-    return found, not_run
+        calibrated.append(_Calibrated(f"laplace-{key}", title, made.candidates[key], kinds))
+    return calibrated, not_run
 
 
-def _divided(one: _Calibrated) -> _Calibrated:
+def _divided(predictions: _Calibrated) -> _Calibrated:
     """The same with logits divided by the temperature, which only one at a time is held so."""
-    if one.temperature is None:
-        return one
-    by = functools.partial(calibration.with_temperature, temperature=one.temperature)
-    kinds = {name: by(logits) for name, logits in one.kinds.items()}
-    return replace(one, examples=by(one.examples), kinds=kinds)
-
-
-# One calibration.
-
-
-@dataclass(frozen=True, eq=False)
-class _Scores:
-    """Scores of one attack, higher = member.
-
-    Attributes:
-        examples: of each target on all candidates.
-        kinds: of each target on the inputs of each kind, by its name.
-        source: of each target's source model on all candidates, as its attacker sees them.
-    """
-
-    examples: Float[np.ndarray, "N E"]
-    kinds: Mapping[str, Float[np.ndarray, "N M"]]
-    source: Float[np.ndarray, "N E"]
+    if predictions.temperature is None:
+        return predictions
+    by = functools.partial(calibration.with_temperature, temperature=predictions.temperature)
+    kinds = {name: by(logits) for name, logits in predictions.kinds.items()}
+    return replace(predictions, examples=by(predictions.examples), kinds=kinds)
 
 
 def _of_calibration(
-    one: _Calibrated, made: Outputs, score_set: ScoreSet, block: int, config: AttackConfig
+    predictions: _Calibrated, made: Outputs, score_set: ScoreSet, block: int, config: AttackConfig
 ) -> dict[str, Any]:
     keep, labels = score_set.keep, score_set.labels
     assert labels is not None
-    kinds = [kind for kind in made.kinds if kind.name in one.kinds]
-    confidence = _confidence(one.examples)
-    of_kinds = {kind.name: _confidence(one.kinds[kind.name]) for kind in kinds}
-    judges = _Judges(keep, block, confidence, of_kinds)
-    attacked = _attack(one, kinds, score_set, block, config)
+    kinds = [kind for kind in made.kinds if kind.name in predictions.kinds]
+    confidence = _confidence(predictions.examples)
+    of_kinds = {kind.name: _confidence(predictions.kinds[kind.name]) for kind in kinds}
+    judges = Judges(keep, block, confidence, of_kinds)
+    attacked = _attack(predictions, kinds, score_set, block, config)
     return {
-        "name": one.name,
-        "title": one.title,
+        "name": predictions.name,
+        "title": predictions.title,
         "temperature": None
-        if one.temperature is None
+        if predictions.temperature is None
         else {
-            "mean": float(one.temperature.mean()),
-            "least": float(one.temperature.min()),
-            "greatest": float(one.temperature.max()),
-            "at_bound": one.at_bound,
+            "mean": float(predictions.temperature.mean()),
+            "least": float(predictions.temperature.min()),
+            "greatest": float(predictions.temperature.max()),
+            "at_bound": predictions.at_bound,
         },
-        "members": calibration.of_ensemble(one.examples, labels, keep, block),
-        "nonmembers": calibration.of_ensemble(one.examples, labels, ~keep, block),
+        "members": calibration.of_ensemble(predictions.examples, labels, keep, block),
+        "nonmembers": calibration.of_ensemble(predictions.examples, labels, ~keep, block),
         "attacks": [
             {"name": name, "title": TITLES[name]}
-            | judges.of(scores, 0.5 if name == "gap" else None, with_ci=one.name == "plain")
+            | judges.of(scores, 0.5 if name == "gap" else None, with_ci=predictions.name == "plain")
             for name, scores in attacked.items()
         ],
     }
 
 
-def source_of(models: int, block: int) -> Int[np.ndarray, " N"]:
-    """The source model of each target: the first of the next block."""
-    return (np.arange(models) // block + 1) % (models // block) * block
-
-
 def _attack(
-    one: _Calibrated, kinds: Sequence[Kind], score_set: ScoreSet, block: int, config: AttackConfig
-) -> dict[str, _Scores]:
+    predictions: _Calibrated,
+    kinds: Sequence[Kind],
+    score_set: ScoreSet,
+    block: int,
+    config: AttackConfig,
+) -> dict[str, Scores]:
     """Scores of every attack, by its name."""
     keep, labels = score_set.keep, score_set.labels
     assert labels is not None
-    logits, own = one.examples, {kind.name: one.kinds[kind.name] for kind in kinds}
+    logits, own = predictions.examples, {kind.name: predictions.kinds[kind.name] for kind in kinds}
     sources = source_of(len(keep), block)
 
     def scores(
         examples: Float[np.ndarray, "N E"], of_kinds: Mapping[str, Float[np.ndarray, "N M"]]
-    ) -> _Scores:
-        return _Scores(examples, of_kinds, examples[sources])
+    ) -> Scores:
+        return Scores(examples, of_kinds, examples[sources])
 
-    def by(statistic: Callable[[np.ndarray], np.ndarray]) -> _Scores:
+    def by(statistic: Callable[[np.ndarray], np.ndarray]) -> Scores:
         of_kinds = {name: _by_model(statistic, rows) for name, rows in own.items()}
         return scores(_by_model(statistic, logits), of_kinds)
 
@@ -328,7 +306,7 @@ def _top_3(
     own: Mapping[str, Float[np.ndarray, "N M K"]],
     keep: Bool[np.ndarray, "N E"],
     sources: Int[np.ndarray, " N"],
-) -> _Scores:
+) -> Scores:
     """Of the network that each target's source model has taught."""
     networks = {
         source: attacks.fit_top_3(logits[source, :PAIRS], keep[source, :PAIRS])
@@ -344,7 +322,7 @@ def _top_3(
             [attacks.top_3(networks[n], mine) for n, mine in zip(chosen, rows, strict=True)]
         )
 
-    return _Scores(
+    return Scores(
         of(logits),
         {name: of(rows) for name, rows in own.items()},
         np.stack([of_sources[n] for n in chosen]),
@@ -388,151 +366,5 @@ def _offline_of_inputs(
     pairs, place = np.unique(np.arange(inputs) * classes + asked, return_inverse=True)
     numbers, about = np.divmod(pairs, classes)
     phi = _by_model(lambda rows: logit_scaled(rows[numbers], about), logits)
-    found = _likelihoods(phi, score_set, config, numbers)["lira-offline"]
-    return np.take_along_axis(found, place.reshape(asked.shape), axis=1)
-
-
-# Judging.
-
-
-@dataclass(frozen=True, eq=False)
-class _Judges:
-    """What decisions are judged by.
-
-    Attributes:
-        keep: membership of the examples.
-        block: models that share masks.
-        confidence: maximum prediction score of the examples.
-        of_kinds: that of each kind's inputs.
-    """
-
-    keep: Bool[np.ndarray, "N E"]
-    block: int
-    confidence: Float[np.ndarray, "N E"]
-    of_kinds: Mapping[str, Float[np.ndarray, "N M"]]
-
-    def of(self, scores: _Scores, cut: float | None, *, with_ci: bool) -> dict[str, Any]:
-        """An attack's figures (see `results`); `cut` is its threshold where it needs no tuning."""
-        keep, examples = self.keep, self.keep.shape[1]
-        # All kinds beside the examples, so that each is judged by the same resamples of members.
-        whole = np.concatenate([scores.examples, *scores.kinds.values()], axis=1)
-        ends = np.cumsum([examples, *(rows.shape[1] for rows in scores.kinds.values())])
-        places = dict(zip(scores.kinds, map(slice, ends[:-1], ends[1:]), strict=True))
-        member = np.zeros(whole.shape, bool)
-        member[:, :examples] = keep
-        others = {"": np.zeros(whole.shape, bool)}
-        others[""][:, :examples] = ~keep
-        for name, place in places.items():
-            others[name] = np.zeros(whole.shape, bool)
-            others[name][:, place] = True
-        called, decided = {}, {}
-        for key, least in self._tuned(scores.source, cut).items():
-            called[key] = whole >= least[:, np.newaxis]
-            decided[key] = {
-                name: _with_fnr(found)
-                for name, found in evaluation.decisions_against(
-                    called[key], member, others, self.block
-                ).items()
-            }
-        best = called["decision"]
-        curve = evaluation.roc(scores.examples, keep)
-        found = evaluation.intervals(scores.examples, keep, self.block)
-        nonmembers, positive = keep.size - int(keep.sum()), best[:, :examples]
-        by_target = [evaluation.roc(*pair) for pair in zip(scores.examples, keep, strict=True)]
-        inputs = []
-        for name, place in places.items():
-            interval, both = None, member | others[name]
-            if with_ci:
-                drawn = evaluation.intervals(whole, member, self.block, nonmember=others[name])
-                interval = drawn["auc_ci"]
-            inputs.append(
-                {
-                    "kind": name,
-                    "auc": evaluation.auc(evaluation.roc(whole[both], member[both])),
-                    "auc_ci": interval,
-                    "decision": decided["decision"][name],
-                    "low": {key: decided[key][name] for key in LOW},
-                    "mmps": {
-                        "fp": self._mmps(self.of_kinds[name], best[:, place]),
-                        "tn": self._mmps(self.of_kinds[name], ~best[:, place]),
-                    },
-                    "by_target": {"fpr": best[:, place].mean(axis=1).tolist()},
-                }
-            )
-        return {
-            "auc": evaluation.auc(curve),
-            "auc_ci": found["auc_ci"],
-            "tpr_at_fpr": evaluation.summary(curve)["tpr_at_fpr"],
-            "tpr_at_fpr_ci": found["tpr_at_fpr_ci"],
-            "few_false_positives": evaluation.few_false_positives(nonmembers),
-            "decision": decided["decision"][""],
-            "low": {key: decided[key][""] for key in LOW},
-            "mmps": {
-                "tp": self._mmps(self.confidence, positive & keep),
-                "fp": self._mmps(self.confidence, positive & ~keep),
-                "fn": self._mmps(self.confidence, ~positive & keep),
-                "tn": self._mmps(self.confidence, ~positive & ~keep),
-                "fp_less_tp": self._over_targets(
-                    _means(self.confidence, positive & ~keep)
-                    - _means(self.confidence, positive & keep)
-                ),
-            },
-            "by_target": {
-                "auc": [evaluation.auc(one) for one in by_target],
-                "tpr": _share(positive, keep),
-                "fpr": _share(positive, ~keep),
-            },
-            "inputs": inputs,
-        }
-
-    def _tuned(
-        self, source: Float[np.ndarray, "N E"], cut: float | None
-    ) -> dict[str, Float[np.ndarray, " N"]]:
-        """Each target's thresholds, from its source model."""
-        models = len(self.keep)
-        tuned = {key: np.empty(models) for key in ("decision", *LOW)}
-        for target, place in enumerate(source_of(models, self.block)):
-            seen, scores = self.keep[place], source[target]
-            best = evaluation.best_threshold(scores, seen) if cut is None else cut
-            tuned["decision"][target] = best
-            for key, fpr in LOW.items():
-                tuned[key][target] = _above(scores[~seen], fpr)
-        return tuned
-
-    def _mmps(
-        self, confidence: Float[np.ndarray, "N P"], chosen: Bool[np.ndarray, "N P"]
-    ) -> dict[str, Any] | None:
-        """The mean over targets of the mean maximum prediction score of what is chosen."""
-        return self._over_targets(_means(confidence, chosen))
-
-    def _over_targets(self, values: Float[np.ndarray, " N"]) -> dict[str, Any] | None:
-        """Mean and interval over the targets that have a value; None where one has none."""
-        if not np.isfinite(values).all():
-            return None
-        mean, interval = evaluation.mean_and_interval(values, self.block)
-        return {"mean": mean, "ci": interval}
-
-
-def _above(nonmembers: Float[np.ndarray, " S"], fpr: float) -> float:
-    """The least threshold that at most this share of these scores reach."""
-    place = nonmembers.size - 1 - int(fpr * nonmembers.size * (1 + 1e-12))
-    return float(np.nextafter(np.partition(nonmembers, place)[place], np.inf))
-
-
-def _with_fnr(found: dict[str, Any]) -> dict[str, Any]:
-    low, high = found["tpr_ci"]
-    return found | {"fnr": 1 - found["tpr"], "fnr_ci": [1 - high, 1 - low]}
-
-
-def _share(called: Bool[np.ndarray, "N P"], of: Bool[np.ndarray, "N P"]) -> list[float]:
-    """The share of each target's that is called a member."""
-    return ((called & of).sum(axis=1) / of.sum(axis=1)).tolist()
-
-
-def _means(
-    values: Float[np.ndarray, "N P"], chosen: Bool[np.ndarray, "N P"]
-) -> Float[np.ndarray, " N"]:
-    """The mean of what is chosen of each row; NaN where nothing is."""
-    count = chosen.sum(axis=1)
-    total = np.where(chosen, values, 0).sum(axis=1)
-    return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0)
+    scores = _likelihoods(phi, score_set, config, numbers)["lira-offline"]
+    return np.take_along_axis(scores, place.reshape(asked.shape), axis=1)

@@ -12,16 +12,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
+from tqdm import tqdm
 
-from lira_jax import evaluation, workers
+from lira_jax import workers
 from lira_jax.analysis import analyse as analysing
+from lira_jax.analysis import budgets, epsilon
 from lira_jax.analysis.analyse import analyse
 from lira_jax.attacking import Protocol, attack
-from lira_jax.attacks import TITLES
+from lira_jax.attacks import ATTACKS, TITLES, shokri
 from lira_jax.config import AttackConfig
 from lira_jax.errors import InputError
+from lira_jax.evaluation import bootstrap, curves
 from lira_jax.report import terminal
 from lira_jax.score_set import ScoreSet, read_npz
+from tests.conftest import sketch
 
 ROOT = Path(__file__).resolve().parents[2]
 FIGURES = ["accuracy", "by_models", "by_queries", "histograms_logit", "histograms_loss",
@@ -29,6 +33,8 @@ FIGURES = ["accuracy", "by_models", "by_queries", "histograms_logit", "histogram
            "roc_newer", "roc_offline", "roc_online", "roc_statistics"]  # fmt: skip
 TABLES = ["ablation.md", "ablation.tex", "metrics.json", "report.html", "roc.npz", "table.csv",
           "table.md", "table.tex", "vulnerability.csv"]  # fmt: skip
+# Few replicates, so that analyses are soon done.
+REPLICATES = 40
 KEYS = {"1e-05", "0.0001", "0.001", "0.01"}
 
 
@@ -68,6 +74,16 @@ def with_everything(canaries=20):
     )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _quick():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bootstrap, "REPLICATES", REPLICATES)
+        patch.setattr(budgets, "REPLICATES", REPLICATES)
+        patch.setattr(epsilon, "DRAWS", 3)
+        patch.setattr(shokri, "SEEN", 1)
+        yield
+
+
 def run(score_set, out, protocol: Protocol = "leave-block-out", **config):
     return attack(score_set, AttackConfig(**config), protocol, out, progress=False)
 
@@ -84,7 +100,9 @@ def drawn(names):
 def written(tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "attack"
     score_set = with_everything()
-    return score_set, run(score_set, out), out
+    with pytest.MonkeyPatch.context() as patch:
+        sketch(patch)
+        return score_set, run(score_set, out), out
 
 
 def test_writes_every_file_to_its_schema(written):
@@ -195,6 +213,22 @@ def test_what_is_missing_is_said_and_the_rest_runs(tmp_path):
     assert "Not run: merlin" in terminal.summary(found, tmp_path)
 
 
+def test_the_progress_bar_is_full_at_the_end_also_where_families_lack_their_input(monkeypatch):
+    bars = []
+
+    class Bar(tqdm):
+        def close(self):
+            bars.append((self.n, self.total))
+            super().close()
+
+    monkeypatch.setattr(analysing, "tqdm", lambda **options: Bar(**options | {"disable": False}))
+    few = {name: ATTACKS[name] for name in ("lira", "song-mittal", "long", "yeom")}
+    monkeypatch.setattr(analysing, "ATTACKS", few)
+    found = analyse(synthetic(examples=60), AttackConfig()).metrics
+    assert len(found["not_run"]) == 2
+    assert bars[0] == (4 + 6, 4 + 6)
+
+
 def test_a_users_attack_that_fails_is_one_line(monkeypatch):
     broken = {
         "raises": (lambda *_: 1 / 0, "ZeroDivisionError"),
@@ -217,7 +251,7 @@ def test_a_second_run_writes_the_same_bytes_on_however_many_cores(tmp_path, monk
     first, second = tmp_path / "first", tmp_path / "second"
     second.mkdir()
     (second / "metrics.json").write_text("another run's")
-    monkeypatch.setattr(evaluation, "BLOCK", 64)  # several blocks of the curve, on either
+    monkeypatch.setattr(curves, "BLOCK", 64)  # several blocks of the curve, on either
     for out, cores in ((first, 1), (second, 5)):
         monkeypatch.setattr(workers, "cores", lambda cores=cores: cores)
         run(with_everything(), out)
@@ -352,18 +386,28 @@ class NotInstalled:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, NotInstalled())
+from matplotlib.figure import Figure
 from lira_jax.report import terminal
+from lira_jax.analysis import budgets
 from lira_jax.attacking import attack
 from lira_jax.config import AttackConfig
+from lira_jax.evaluation import bootstrap
 from lira_jax.score_set import read_npz
 
+# As `sketched`.
+Figure.draw_without_rendering = lambda self: None
+Figure.savefig = lambda self, file, **_: file.write(b"a figure")
 folder = Path(sys.argv[1])
+bootstrap.REPLICATES = budgets.REPLICATES = int(sys.argv[2])
 metrics = attack(read_npz(folder / "scores.npz"), AttackConfig(), "leave-block-out", folder / "out")
 print(terminal.summary(metrics, folder / "out"))
 assert not {"jax", "jaxlib", "flax", "optax"} & set(sys.modules)
 """
     done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-c", script, str(tmp_path), str(REPLICATES)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""  # no terminal, so no progress bar

@@ -11,6 +11,7 @@ from lira_jax import evaluation
 from lira_jax.analysis import budgets
 from lira_jax.attacks import lira, references
 from lira_jax.config import AttackConfig
+from lira_jax.evaluation import bootstrap, judging
 from lira_jax.score_set import ScoreSet
 
 
@@ -35,7 +36,7 @@ def without(entry, *keys):
 
 @pytest.fixture(autouse=True)
 def few_replicates(monkeypatch):
-    for module in (budgets, evaluation):
+    for module in (budgets, bootstrap):
         monkeypatch.setattr(module, "REPLICATES", 20)
 
 
@@ -48,7 +49,7 @@ def test_by_queries_are_the_attack_with_so_many_views():
     for entry in entries:
         config = AttackConfig(queries=entry["queries"])
         scores = lira.attack(score_set, rule, config)[entry["name"]]
-        expected = evaluation.figures(scores, score_set.keep, rule.fold)
+        expected = judging.headline(scores, score_set.keep, rule.fold)
         assert without(entry, "queries", "name") == expected
     # Independent noise per view: more views tell more.
     assert entries[-1]["auc"] > entries[0]["auc"] + 0.1
@@ -63,7 +64,7 @@ def test_what_is_known_of_the_whole_is_taken_and_not_computed(monkeypatch):
         (budgets.by_queries(score_set, rule, AttackConfig()), "queries", 2),
     ]
     known = {
-        point["name"]: {key: (name, key) for key in evaluation.FIGURES} | {"other": 1}
+        point["name"]: {key: (name, key) for key in judging.HEADLINE} | {"other": 1}
         for name, point in enumerate(expected[0][0])
     }
     whole = lira.likelihoods
@@ -81,8 +82,8 @@ def test_what_is_known_of_the_whole_is_taken_and_not_computed(monkeypatch):
         assert [list(point) for point in got] == [list(point) for point in points]
         for before, after in zip(points, got, strict=True):
             if before[budget] == full:
-                naming = {key: before[key] for key in before.keys() - set(evaluation.FIGURES)}
-                after_figures = {key: known[before["name"]][key] for key in evaluation.FIGURES}
+                naming = {key: before[key] for key in before.keys() - set(judging.HEADLINE)}
+                after_figures = {key: known[before["name"]][key] for key in judging.HEADLINE}
                 assert after == naming | after_figures
             else:
                 assert after == before
@@ -114,7 +115,7 @@ def test_by_models_attacks_disjoint_groups_as_runs_of_their_own(models, block, s
             part = ScoreSet(score_set.scores[group], score_set.keep[group], block, "group")
             found = lira.attack(part, references.find(part), config)
             pooled[group] = found[entry["name"]]
-        expected = evaluation.figures(pooled, score_set.keep[:targets], block)
+        expected = judging.headline(pooled, score_set.keep[:targets], block)
         assert without(entry, "models", "targets", "name") == expected
     whole = lira.attack(score_set, rule, config)["lira-online"]
     last = next(e for e in entries if e["models"] == models and e["name"] == "lira-online")

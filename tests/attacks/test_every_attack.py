@@ -30,6 +30,7 @@ CLASSES = 3
 # Examples are split into so many groups, over which figures are averaged.
 GROUPS = 20
 
+pytestmark = pytest.mark.usefixtures("small_fits")
 every_family = pytest.mark.parametrize("family", ATTACKS)
 every_mask = pytest.mark.parametrize("masks", [blocked_masks, free_masks, halved_masks])
 
@@ -99,7 +100,7 @@ def assert_same(family, got, expected):
             correlation = spearmanr(got[name].ravel(), expected[name].ravel()).statistic
             assert correlation >= SEEDED[family], name
         else:
-            np.testing.assert_allclose(got[name], expected[name], 1e-9, 1e-12, err_msg=name)
+            np.testing.assert_allclose(got[name], expected[name], 1e-9, 1e-9, err_msg=name)
 
 
 @every_family
@@ -127,19 +128,20 @@ def test_only_what_a_family_needs_is_needed(family):
     assert sorted(run(family, bare)) == sorted(ATTACKS[family].titles)
 
 
-# Scores know nothing of the masks. METHODS.md, 3.10: leave-one-out on halved masks with unequal
-# counts would give .431 at N = 8. Models that differ in general level (some are more confident on
-# everything, as models made elsewhere are) must not betray by which of them are references.
+# Scores know nothing of the masks. docs/methods.md, 3.10: leave-one-out on halved masks with
+# unequal counts would give .431 at N = 8. Models that differ in general level (some are
+# more confident on everything, as models made elsewhere are) must not betray by which of them are
+# references.
 @every_family
 @every_mask
-@pytest.mark.parametrize(("models", "level"), [(4, 0.0), (8, 0.0), (8, 3.0)])
+@pytest.mark.parametrize(("models", "level"), [(4, 0.0), (8, 3.0)])
 def test_without_leakage_auc_is_one_half(family, masks, models, level):
     rng = np.random.default_rng(models)
-    score_set = make(rng, masks(rng, models, 4_000), level=level)
+    score_set = make(rng, masks(rng, models, 2_000), level=level)
     for name, values in run(family, score_set).items():
         mean, error = mean_over_groups(values, score_set.keep)
         assert abs(mean - 0.5) < 5 * error, (name, mean, error)
-        assert error < 0.01, (name, error)
+        assert error < 0.015, (name, error)
 
 
 @every_family

@@ -46,7 +46,7 @@ def mean_features(score_set, group, out_only):
 
 @pytest.mark.parametrize("masks", [blocked_masks, halved_masks])
 def test_scores_are_one_sided_student_tails_on_vulnerable_examples_only(masks, monkeypatch):
-    monkeypatch.setattr(long, "MIN_RELATIVE_STD", 0.0)
+    monkeypatch.setattr(references, "MIN_RELATIVE_STD", 0.0)
     rng = np.random.default_rng(2)
     score_set = outputs(rng, masks(rng, 8, 60), classes=4, shift=1.0)
     rule = references.find(score_set)

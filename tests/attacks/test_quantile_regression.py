@@ -69,9 +69,9 @@ def test_members_play_no_part_in_the_fit(monkeypatch):
     keep = blocked_masks(rng, 16, 1_200)
     score_set = with_scores(outputs(rng, keep), rng.normal(size=(16, 1_200, 1)))
     before = run(score_set, NAME)[NAME]
-    cells = cross_fit.cells(score_set, references.find(score_set), quantile_regression.GROUPS)
+    splits = cross_fit.splits(score_set, references.find(score_set), quantile_regression.GROUPS)
     noise = draws.noise(score_set)
-    monkeypatch.setattr(cross_fit, "cells", lambda *_: cells)
+    monkeypatch.setattr(cross_fit, "splits", lambda *_: splits)
     monkeypatch.setattr(draws, "noise", lambda _: noise)
     raised = with_scores(score_set, score_set.scores + 5 * keep[..., np.newaxis])
     after = run(raised, NAME)[NAME]

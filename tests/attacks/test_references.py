@@ -38,7 +38,7 @@ def reference_models(rule, keep, side):
     st.integers(2, 4),
     st.sampled_from([(1, 2), (1, 3), (2, 3), (2, 4), (3, 4)]),
 )
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 def test_leave_block_out_takes_all_models_outside_the_block(seed, blocks, fraction):
     per_block, block = fraction
     keep = blocked_masks(np.random.default_rng(seed), blocks, 30, per_block, block)
@@ -54,7 +54,7 @@ def test_leave_block_out_takes_all_models_outside_the_block(seed, blocks, fracti
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(4, 9))
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 def test_leave_one_out_counts_never_depend_on_the_answer(seed, models):
     rng = np.random.default_rng(seed)
     keep = rng.random((models, 400)) < 0.5

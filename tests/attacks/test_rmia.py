@@ -116,22 +116,6 @@ def test_the_rest_of_the_targets_block_matters_neither_for_x_nor_for_z(masks):
             np.testing.assert_array_equal(after[name][target], before[name][target])
 
 
-@pytest.mark.parametrize("masks", [blocked_masks, free_masks, halved_masks])
-def test_without_leakage_auc_is_one_half_also_when_models_differ_in_general(masks):
-    rng = np.random.default_rng(3)
-    areas: dict[str, list[float]] = {}
-    for round_ in range(60):
-        keep = masks(rng, 8, 400)
-        scores = uneven_scores(rng, keep, queries=2, shift=0)
-        scores += 3 * rng.normal(size=(8, 1, 1)) * (round_ % 2)
-        for name, got in run(scores, keep).items():
-            areas.setdefault(name, []).append(evaluation.auc(evaluation.roc(got, keep)))
-    for name, area in areas.items():
-        error = np.std(area, ddof=1) / np.sqrt(len(area))
-        assert abs(np.mean(area) - 0.5) < 4 * error, (name, np.mean(area), error)
-        assert error < 0.01
-
-
 def test_with_leakage_both_forms_find_it_at_low_rates_and_online_is_ahead():
     rng = np.random.default_rng(4)
     keep = blocked_masks(rng, 16, 2_000)
@@ -178,7 +162,7 @@ def test_views_are_averaged_as_probabilities_and_only_the_first_used():
     p = expit(scores[:, :, :2]).mean(axis=2, keepdims=True)
     two, mean = run(scores, keep, queries=2), run(np.log(p) - np.log1p(-p), keep)
     for name in NAMES:
-        np.testing.assert_allclose(two[name], mean[name], rtol=1e-9)
+        np.testing.assert_allclose(two[name], mean[name], rtol=1e-9, atol=1e-9)
 
 
 def test_half_precision_memory_maps_are_read_as_they_are(tmp_path):

@@ -77,7 +77,7 @@ def test_classes_too_rare_share_one_attack_model(monkeypatch):
     monkeypatch.setattr(shokri, "fit_network", spy)
     got = run(score_set, "shokri")["shokri"]
     assert sum(count > 500 for count in pairs) == 4  # one for each half of models and examples
-    assert min(pairs) >= 2 * shokri.FEW
+    assert min(pairs) >= 2 * shokri.MIN_PAIRS
     rare = np.bincount(score_set.labels)[score_set.labels] <= 6
     assert rare.any()
     assert evaluation.auc(evaluation.roc(got[:, rare], keep[:, rare])) > 0.7

@@ -106,7 +106,7 @@ def test_the_tail_is_scipys(nu):
 
 
 @given(st.floats(1, 1200), st.floats(-1e3, 1e30), st.floats(1e-3, 1))
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=40)
 def test_the_tail_rises_and_stays_finite_where_probabilities_underflow(nu, point, step):
     points = np.array([point, point + step * max(1.0, abs(point))])
     coefficients = shrinkage.tail_coefficients(np.array(nu))

@@ -14,7 +14,7 @@ import pytest
 from jax.errors import JaxRuntimeError
 
 from benchmarks import accelerator
-from lira_jax.config import load
+from lira_jax.config_file import load
 
 ROOT = Path(__file__).resolve().parents[2]
 TOY = ["--toy", "--cases", "speed_net", "--dtypes", "float32"]
@@ -48,15 +48,6 @@ def clock(monkeypatch):
     monkeypatch.setattr(accelerator, "time", clock)
     monkeypatch.setattr(accelerator, "os", SimpleNamespace(cpu_count=lambda: 1))
     return clock
-
-
-@pytest.fixture
-def quick_to_compile():
-    """Slower programs, sooner."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.mark.usefixtures("quick_to_compile")

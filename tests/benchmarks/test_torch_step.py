@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.recipes import TOY_NETWORKS, recipe, training_steps
+from benchmarks.recipes import TOY_NETWORKS, recipe
 from lira_jax import networks, optimization
 from lira_jax.config import TrainConfig
 from lira_jax.data import views
@@ -49,9 +49,8 @@ def test_every_way_of_every_case_is_a_row_and_a_line(tmp_path, capsys):
     for row in rows:
         assert row["error"] is None
         assert (row["dtype"], row["batch"], row["dispatches"]) == ("bfloat16", 8, 1)
-        hours = (
-            row["ms_per_step"] / 3.6e6 * training_steps(*recipe(row["case"], "float32", 8, True))
-        )
+        experiment, members = recipe(row["case"], "float32", 8, True)
+        hours = row["ms_per_step"] / 3.6e6 * experiment.train.total_steps(members)
         assert row["models_per_hour"] == pytest.approx(1 / hours)
         assert (row["compile_seconds"] is None) == (row["way"] == "eager")
         assert row["memory_bytes"] is None or row["device"] != "cpu"
@@ -113,9 +112,9 @@ def test_a_step_is_that_of_the_engine(case):
     )
     network = networks.build(TOY_NETWORKS[case], shape, 10)
     begin = jax.jit(lambda key: optimization.new_state(key, network, train, steps))
-    state = begin(jax.random.key(0)) | {"variables": random_variables(network)}
+    state = dataclasses.replace(begin(jax.random.key(0)), variables=random_variables(network))
     model = torch_networks.build(TOY_NETWORKS[case], shape, 10)
-    copy(state["variables"], model)
+    copy(state.variables, model)
     rng = np.random.default_rng(0)
     images = rng.integers(256, size=(40, *shape), dtype=np.uint8)
     labels = rng.integers(10, size=40, dtype=np.int32)
@@ -131,11 +130,11 @@ def test_a_step_is_that_of_the_engine(case):
 
     assert found.item() == pytest.approx(float(loss), rel=1e-5)
     moved = 0.0
-    before = dict(in_torch(state["variables"]))
+    before = dict(in_torch(state.variables))
     names = list(model.state_dict())
     averages = dict(zip(names, trainer.averages, strict=True))
     for what, tensors in (("variables", model.state_dict()), ("ema", averages)):
-        for name, array in in_torch(after[what]):
+        for name, array in in_torch(getattr(after, what)):
             # PyTorch's running variances divide by n − 1.
             rtol = 1 / (batch - 1) if name.endswith("running_var") else 1e-5
             np.testing.assert_allclose(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -28,7 +30,7 @@ def test_same_batches_give_the_same_averaged_model():
     labels = rng.integers(0, 10, (6, 32)).astype(np.int32)
 
     state = optimization.new_state(jax.random.key(0), network, recipe, 6)
-    state = {**state, "variables": variables}
+    state = dataclasses.replace(state, variables=variables)
     step = jax.jit(optimization.train_step(network, recipe, 6))
     trainer = torch_training.Trainer(model.train(), recipe, 6)
     for x, y in zip(images, labels, strict=True):

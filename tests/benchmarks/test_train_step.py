@@ -8,11 +8,14 @@ from benchmarks import train_step
 from benchmarks.train_step import Case
 from lira_jax.config import NetworkConfig
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 TINY = Case(NetworkConfig("resnet", 8, 2), (4, 4, 1), 4)
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 
 
-def test_every_method_is_timed_and_printed_beside_the_engine(capsys):
+def test_every_method_is_timed_and_printed_beside_the_engine(capsys, monkeypatch):
+    product = train_step.matmul_rate(64)
+    monkeypatch.setattr(train_step, "matmul_rate", lambda: product)
     medians = train_step.time_case("tiny/4", TINY, 1)
     expected = ["engine", "Python loop", "vmap"]
     expected += ["PyTorch contiguous", "PyTorch channels_last"] if HAS_TORCH else []
@@ -25,8 +28,10 @@ def test_every_method_is_timed_and_printed_beside_the_engine(capsys):
 
 def test_what_would_take_too_long_is_left_out_with_the_reason(capsys, monkeypatch):
     monkeypatch.setattr(train_step, "PATIENCE", 0.0)
-    medians = train_step.time_case("tiny/4", TINY, 1)
-    assert "vmap" not in medians
+    monkeypatch.setattr(train_step, "matmul_rate", lambda: lambda: 1e9)
+    methods = {"engine": lambda: lambda: 0.5, "vmap": lambda: pytest.fail("begun")}
+    monkeypatch.setattr(train_step, "methods", lambda *_: methods)
+    assert train_step.time_case("tiny/4", TINY, 1) == {"engine": 0.5}
     assert "tiny/4: vmap left out, it would take about" in capsys.readouterr().out
 
 

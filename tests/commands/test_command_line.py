@@ -1,4 +1,4 @@
-"""The three scripts as people use and misuse them.
+"""The commands as people use and misuse them.
 
 All but what needs a process of its own runs in this one, on a linear network that compiles fast.
 """
@@ -14,121 +14,28 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
 
-import attack
-import score
-import train
-from lira_jax import config, ensemble, scoring, training
+import lira_jax
+from lira_jax import config, config_file, inference, training
 from lira_jax.analysis import analyse
 from lira_jax.attacks import Family
 from lira_jax.candidates import build_network, candidates
-from lira_jax.commands.parsing import positional, run_stage, value_of
+from lira_jax.commands import attack, main, score, train
 from lira_jax.config import Experiment
 from lira_jax.data import datasets
 from lira_jax.progress import Progress
-from lira_jax.run import checkpoints, run_dir, shards
+from lira_jax.run import checkpoints, parts, run_dir, score_files
 from lira_jax.run.storage import as_path
+from tests.commands.conftest import STEPS
 from tests.conftest import files_of
 
 ROOT = Path(__file__).resolve().parents[2]
-
-EXPERIMENT = """
-seed = 3
-[data]
-limit = 120
-[network]
-arch = "tests.small_networks:network"
-[train]
-models = 4
-epochs = 4
-batch_size = 12
-mirror = false
-shift = 0
-ema = 0.9
-eval_examples = 16
-group = 2
-[score]
-views = 2
-batch_size = 50
-"""
-
-
-STEPS = 20
-
-
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _same_devices():
-    """JAX already has the devices of conftest.py, which a script would set anew."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ensemble, "set_up", shards.parse)
-        yield
-
-
-@pytest.fixture(scope="module")
-def toml(tmp_path_factory):
-    path = tmp_path_factory.mktemp("configs") / "some.toml"
-    path.write_text(EXPERIMENT)
-    return path
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory, toml):
-    """A run of four models, trained and scored without a disturbance; not to be changed."""
-    run = tmp_path_factory.mktemp("runs") / "made"
-    train.main([str(toml), "--run", str(run)])
-    score.main(["--run", str(run)])
-    return run
-
-
-@pytest.fixture
-def run(made, tmp_path):
-    return shutil.copytree(made, tmp_path / "run")
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Run a script as a process would, up to its exit code."""
-
-    def call(script, *arguments):
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, arguments)])
-        code = 0
-        try:
-            run_stage(script.main)
-        except SystemExit as end:
-            code = end.code
-        return Outcome(code, *capsys.readouterr())
-
-    return call
-
-
-@pytest.fixture
-def refused(call, tmp_path):
-    """The one line with which a script refuses its input, leaving every file as it was."""
-
-    def refused(script, *arguments):
-        before = files_of(tmp_path)
-        code, _, err = call(script, *arguments)
-        assert files_of(tmp_path) == before
-        assert err.startswith("error: ")
-        assert len(err.splitlines()) == 1
-        assert code == 2
-        return err.removeprefix("error: ").rstrip("\n")
-
-    return refused
 
 
 @pytest.fixture
@@ -178,13 +85,13 @@ def in_parts(run, models):
     for name in ("scores.npy", "logits.npy"):
         (run / name).unlink()
     for model in models:
-        product = run_dir.phi(phi.shape[2], logits.shape[2])
-        run_dir.write_part(run, product, model, phi[[model]], logits[[model]])
+        product = score_files.phi(phi.shape[2], logits.shape[2])
+        parts.write_part(run, product, model, phi[[model]], logits[[model]])
 
 
 def assert_same_run(run, other):
     """Bitwise: masks, labels, weights, scores, logits; and what the log says of each model."""
-    for name in (run_dir.KEEP, run_dir.LABELS, run_dir.SCORES, run_dir.LOGITS):
+    for name in (run_dir.KEEP, run_dir.LABELS, score_files.SCORES, score_files.LOGITS):
         assert (run / name).read_bytes() == (other / name).read_bytes()
     assert weights(run) == weights(other)
     logs = [
@@ -203,14 +110,12 @@ def assert_same_run(run, other):
 # Words on the command line.
 
 
-def test_flags_are_read_ahead_of_parsing_as_the_parser_will():
-    words = ["--seed", "1", "a.toml", "--run", "x", "--train.ema=0", "--run=y z", "b"]
-    assert value_of("--run", words) == "y z"
-    assert value_of("--run", ["--run"]) is None
-    assert value_of("--out", words) is None
-    assert positional(words) == Path("a.toml")
-    assert positional(["-h", "a.toml"]) == Path("a.toml")
-    assert positional(["--data.path", "a.toml", "--run", "b.toml"]) is None
+def test_a_config_is_found_wherever_it_stands(experiment_of, toml):
+    for words in (["--seed", 1, toml, "--run", "x"], ["--run=x", "--repair", "--seed=1", toml]):
+        experiment, run = experiment_of(*words)
+        assert experiment == dataclasses.replace(config_file.load(toml), seed=1)
+        assert run == Path("x")
+    assert experiment_of("--data.path", "a.toml", "--run", "b.toml", toml)[1] == Path("b.toml")
 
 
 def test_help_explains_every_field_with_its_default_under_its_name_in_toml(call, monkeypatch):
@@ -250,7 +155,7 @@ def test_the_other_scripts_explain_their_flags(call, script, flags):
 
 
 def test_every_field_can_be_overridden(experiment_of, toml):
-    base = config.load(toml)
+    base = config_file.load(toml)
     other = {
         "network.arch": "resnet", "train.models": 6, "train.keep": "1/4", "train.epochs": 9,
         "train.optimizer": "adam", "train.schedule": "constant", "train.dtype": "bfloat16",
@@ -262,7 +167,7 @@ def test_every_field_can_be_overridden(experiment_of, toml):
         "data.name": "some name", "data.path": "a b/ü.npz", "network.norm": "group",
         "defence.dropout": 0.5, "defence.transfer_from": "a run", "defence.transfer_tune": "last",
         "defence.dp_delta": 1e-6, "defence.adversarial": 0.0,  # refused beside DP-SGD
-        "label_only.sources": "1", "label_only.targets": "2-3", "label_only.rotations": "5",
+        "label_only.sources": "1", "label_only.targets": "2, 3", "label_only.rotations": "5",
         "label_only.translations": "3", "label_only.noise": "0.5", "label_only.flips": "0.1",
             "data.leave_out": "ship", "trust.inputs": "uniform", "trust.data_sets": "a=b",
             "trust.same_classes": "a", "trust.generated": "g", "attack.temperatures": "2",
@@ -278,8 +183,19 @@ def test_every_field_can_be_overridden(experiment_of, toml):
     assert run == Path("some run")
 
 
+def test_a_switch_needs_no_value(call, toml, monkeypatch):
+    given = []
+    monkeypatch.setattr(training, "train", lambda *_, **more: given.append(more["repair"]))
+    for words in ([], ["--repair", "True"], ["--repair"], ["--repair=True"], ["--repair", "False"]):
+        assert call(train, toml, "--run", "r", *words).code == 0
+    assert given == [False, True, True, True, False]
+    code, _, err = call(train, toml, "--run", "r", "--repair", "yes")
+    assert code == 2
+    assert "give True or False, or nothing for True" in err
+
+
 def test_one_override_changes_one_field(experiment_of, toml):
-    base = config.load(toml)
+    base = config_file.load(toml)
     wanted = dataclasses.replace(base, train=dataclasses.replace(base.train, models=16))
     assert experiment_of(toml, "--run", "r", "--train.models", "16") == (wanted, Path("r"))
     assert experiment_of("--train.models=16", "--run=r", toml) == (wanted, Path("r"))
@@ -287,7 +203,7 @@ def test_one_override_changes_one_field(experiment_of, toml):
 
 def test_the_last_of_repeated_flags_counts(experiment_of, run, toml):
     experiment, where = experiment_of("--run", toml.parent, "--run", run, "--seed", 1, "--seed", 3)
-    assert (experiment, where) == (config.load(toml), run)
+    assert (experiment, where) == (config_file.load(toml), run)
 
 
 def test_a_run_goes_on_without_naming_its_config(call, run, made):
@@ -315,6 +231,9 @@ def test_a_config_needs_no_suffix_but_must_exist(refused, experiment_of, run, to
         (score, ["--score.views", "3"], "162"),
         (score, ["--train.models", "4"], "--train.models"),
         (attack, ["--protocol", "reference"], "reference-code"),
+        (attack, ["--target", "t.npz", "--protocol", "reference-code"], "--protocol"),
+        (attack, ["--target", "t.npz", "--null_check"], "--null_check"),
+        (attack, ["--target", "t.npz", "--label-only"], "--label-only"),
     ],
 )
 def test_words_that_no_flag_takes_are_refused_by_the_parser(call, run, toml, script, words, said):
@@ -422,8 +341,8 @@ def test_noisy_queries_and_gradient_norms_can_be_asked_for_later(call, refused, 
     assert after.keys() - before.keys() == {"merlin.npy", "merlin.json", "gradient_norm.npy"}
     assert {name: after[name] for name in before} == before
     message = refused(score, "--run", run, "--score.noisy_queries", "3")
-    assert "made with score.noisy_queries = 3, score.noise = 0.5; give these" in message
-    found = run_dir.read_score_set(run)
+    assert "made with score.noise = 0.5, not 0.02; ask for the same" in message
+    found = score_files.read_score_set(run)
     assert found.merlin.shape == found.gradient_norm.shape == (4, 120)
 
 
@@ -505,9 +424,17 @@ def test_the_attack_refuses_what_it_cannot_do(refused, run, tmp_path):
     assert "none.npz: no such file" in message
     message = refused(attack, "--run", run, "--out", file)
     assert "cannot be made a folder" in message
+    reference_code = ("--run", run, "--protocol", "reference-code")
+    for words in (["--null_check", "True"], ["--attack.extra", "a.b:c"]):
+        message = refused(attack, *reference_code, *words)
+        assert message.startswith(
+            "--protocol reference-code: this protocol has its own attacks; leave"
+        )
+    message = refused(attack, *reference_code, "--label-only")
+    assert message.startswith("--label-only: these attacks need a run")
 
 
-@pytest.mark.usefixtures("sketched")
+@pytest.mark.usefixtures("sketched", "few_attacks")
 def test_the_attack_writes_into_the_run_what_was_asked(call, run):
     code, out, err = call(attack, "--run", run, "--attack.queries", "1")
     assert (code, err) == (0, "")
@@ -518,18 +445,16 @@ def test_the_attack_writes_into_the_run_what_was_asked(call, run):
 
 
 @pytest.mark.usefixtures("sketched")
-def test_a_null_check_that_fails_is_the_exit_code(call, run, monkeypatch):
+def test_a_null_check_that_fails_is_the_exit_code(call, run, few_attacks, monkeypatch):
     keep = np.load(run / "keep.npy")
 
     def peeking(score_set, *_):  # knows the answer of one example in three
         known = np.arange(score_set.keep.shape[1]) % 3 == 0
         return {"peeking": np.where(known & score_set.keep, 1.0, 0.0)}
 
-    few = {name: analyse.ATTACKS[name] for name in ("lira", "yeom")}
-    monkeypatch.setattr(analyse, "ATTACKS", few)
     assert call(attack, "--run", run, "--null_check", "True").code == 0
-    monkeypatch.setattr(analyse, "ATTACKS", few | {"peeking": Family(peeking, {})})
-    code, out, _ = call(attack, "--run", run, "--null_check", "True")
+    monkeypatch.setattr(analyse, "ATTACKS", few_attacks | {"peeking": Family(peeking, {})})
+    code, out, _ = call(attack, "--run", run, "--null-check")
     assert code == 1
     assert "NOT at chance: peeking" in out
     metrics = json.loads((run / "attack" / "metrics.json").read_text())
@@ -553,12 +478,11 @@ def test_a_target_is_audited_against_the_models_of_the_run(call, refused, run, t
     message = refused(attack, "--run", run, "--target", tmp_path / "other.npz")
     assert "other.npz" in message
     assert "120" in message
-    protocol = ("--protocol", "reference-code")
-    message = refused(attack, "--run", run, "--target", tmp_path / "mine.npz", *protocol)
-    assert "leave --protocol out" in message
+    message = refused(attack, "--target", tmp_path / "mine.npz")
+    assert message == "give either --run DIR, or --scores FILE.npz and --out DIR"
 
 
-@pytest.mark.usefixtures("sketched")
+@pytest.mark.usefixtures("sketched", "few_attacks")
 def test_a_folder_of_the_public_code_is_read_as_it_is(call, run, tmp_path):
     scores, keep = np.load(run / "scores.npy"), np.load(run / "keep.npy")
     for model in range(4):
@@ -575,7 +499,7 @@ def test_a_folder_of_the_public_code_is_read_as_it_is(call, run, tmp_path):
     assert ours == theirs
 
 
-@pytest.mark.usefixtures("sketched")
+@pytest.mark.usefixtures("sketched", "few_attacks")
 def test_attacked_runs_are_compared_and_others_name_the_command(call, refused, run, tmp_path):
     other = shutil.copytree(run, tmp_path / "other")
     assert call(attack, "--run", run).code == 0
@@ -687,7 +611,7 @@ def test_training_and_scoring_stopped_by_signals_go_on_to_the_same_run(
     assert call(train, "--run", run).out == f"{run}: all 4 models are trained\n"
 
     # Three dispatches of each group.
-    monkeypatch.setattr(scoring, "DISPATCH", 50)
+    monkeypatch.setattr(inference, "DISPATCH", 50)
     stopped(score, "--run", run, at=2, signum=signal.SIGTERM, code=143)
     assert "scores.npy: no such file; run python score.py" in refused(attack, "--run", run)
     stopped(score, "--run", run, at=5, signum=signal.SIGINT, code=130)
@@ -697,15 +621,7 @@ def test_training_and_scoring_stopped_by_signals_go_on_to_the_same_run(
     assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
-def script(name, *words):
-    # In its own session, so that a Ctrl-C given to the tests is not given to it.
-    return subprocess.Popen(
-        [sys.executable, f"{name}.py", *map(str, words)],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-
-
-@pytest.mark.usefixtures("sketched")
+@pytest.mark.usefixtures("sketched", "few_attacks")
 def test_a_run_in_an_object_store_is_bitwise_that_on_a_disk(
     call, store, made, toml, tmp_path, monkeypatch
 ):
@@ -745,62 +661,106 @@ def test_a_run_in_an_object_store_is_bitwise_that_on_a_disk(
     }
 
 
-def test_processes_end_with_the_code_and_line_of_what_stopped_them(tmp_path, toml):
-    """Two endless trainings at once, one to get Ctrl-C, one SIGTERM, and a mistake."""
-    signals = {signal.SIGINT: 130, signal.SIGTERM: 143}
-    words = ["--train.epochs", 10**6, "--train.models", 2, "--train.checkpoint_minutes", 0]
-    endless = {
-        signum: script("train", toml, "--run", tmp_path / str(code), *words)
-        for signum, code in signals.items()
-    }
-    mistake = script("train", tmp_path / "none.toml", "--run", tmp_path / "run")
-    try:
-        out, err = mistake.communicate(timeout=60)
-        message = f"error: {tmp_path}/none.toml: no such file; configs/ holds examples\n"
-        assert (mistake.returncode, out, err) == (2, "", message)
-        for signum, process in endless.items():
-            run = tmp_path / str(signals[signum])
-            limit = time.monotonic() + 120
-            while not checkpoints.saved_groups(run):  # in the midst of training
-                assert process.poll() is None, process.communicate()
-                assert time.monotonic() < limit
-                time.sleep(0.05)
-            process.send_signal(signum)
-            _, err = process.communicate(timeout=60)
-            assert process.returncode == signals[signum]
-            assert err.splitlines()[-1] == (
-                f"{run}: stopped and saved; run the same command again to go on"
-            )
-            assert "Traceback" not in err
-            [group] = checkpoints.saved_groups(run)
-            log = run_dir.read_log(run)
-            assert 0 <= group.step - 5 * (log[-1]["epoch"] if log else 0) < 5
-    finally:
-        for process in endless.values():
-            process.kill()
-            process.communicate()
+# Processes of their own, and the installed command.
 
 
-def test_a_terminal_without_our_letters_is_no_obstacle(run):
-    checkpoint(run, 2, STEPS).unlink()
-    outcome = subprocess.run(
-        [sys.executable, "score.py", "--run", str(run)],
-        cwd=ROOT, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"}, check=False,
+def python(*words, **settings):
+    """Run Python from the repository."""
+    return subprocess.run(
+        [sys.executable, *map(str, words)],
+        cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False, **settings,
     )  # fmt: skip
-    assert outcome.returncode == 2
-    assert outcome.stderr.startswith(b"error: ")
-    assert b"models 2\\u20133 of 4 not trained yet" in outcome.stderr
 
 
-def test_a_reader_that_goes_away_gets_no_traceback(tmp_path):
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Scores of four models and of a target, as flags name them."""
+    folder = tmp_path_factory.mktemp("files")
     keep = np.tile(np.eye(2, dtype=bool), (2, 10))
-    np.savez(tmp_path / "s.npz", scores=np.random.default_rng(0).normal(size=(4, 20)), keep=keep)
+    scores = np.random.default_rng(0).normal(size=(5, 20))
+    np.savez(folder / "scores.npz", scores=scores[:4], keep=keep)
+    np.savez(folder / "target.npz", scores=scores[4])
+    return ["--scores", folder / "scores.npz", "--target", folder / "target.npz"]
+
+
+def test_a_script_ends_with_the_code_and_line_of_its_mistake(tmp_path):
+    done = python("train.py", tmp_path / "none.toml", "--run", tmp_path, stdout=subprocess.PIPE)
+    message = f"error: {tmp_path}/none.toml: no such file; configs/ holds examples\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", message)
+
+
+def test_a_script_can_be_profiled(files, tmp_path):
+    """As cProfile runs it, annotations cannot be looked up in `__main__`."""
+    profile = ("-m", "cProfile", "-o", tmp_path / "profile")
+    done = python(*profile, "attack.py", *files, "--out", tmp_path, stdout=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "against 4 shadow models" in done.stdout
+    assert (tmp_path / "profile").stat().st_size
+
+
+def test_a_reader_that_goes_away_gets_no_traceback(files, tmp_path):
     read_end, write_end = os.pipe()
     os.close(read_end)
-    outcome = subprocess.run(
-        [sys.executable, "attack.py", "--scores", tmp_path / "s.npz", "--out", tmp_path / "out"],
-        cwd=ROOT, stdout=write_end, stderr=subprocess.PIPE, text=True, check=False,
-    )  # fmt: skip
+    done = python("attack.py", *files, "--out", tmp_path, stdout=write_end)
     os.close(write_end)
-    assert "BrokenPipe" not in outcome.stderr
-    assert (tmp_path / "out" / "metrics.json").exists()
+    assert done.returncode == 1
+    assert done.stderr == ""
+    assert (tmp_path / "target.json").exists()
+
+
+def test_a_terminal_without_our_letters_is_no_obstacle(call, run, monkeypatch):
+    checkpoint(run, 2, STEPS).unlink()
+    terminal = TextIOWrapper(BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert call(score, "--run", run).code == 2
+    assert terminal.buffer.getvalue().startswith(b"error: ")
+    assert b"models 2\\u20133 of 4 not trained yet" in terminal.buffer.getvalue()
+
+
+@pytest.mark.parametrize("command", main.COMMANDS)
+def test_the_installed_command_has_every_stage(command, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/lira-jax", command, "--help"])
+    with pytest.raises(SystemExit) as end:
+        main.main()
+    out, err = capsys.readouterr()
+    assert (end.value.code, err) == (0, "")
+    assert out.startswith(f"usage: lira-jax {command} [-h]")
+
+
+def test_the_installed_command_attacks_a_target(files, tmp_path, monkeypatch, capsys):
+    words = ["lira-jax", "target", *map(str, files), "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", words)
+    main.main()
+    assert "against 4 shadow models" in capsys.readouterr().out
+
+
+def test_the_installed_command_lists_its_stages(monkeypatch, capsys):
+    for words, code in ((["--help"], 0), (["--version"], 0), ([], 2), (["atack"], 2)):
+        monkeypatch.setattr(sys, "argv", ["lira-jax", *words])
+        with pytest.raises(SystemExit) as end:
+            main.main()
+        out, err = capsys.readouterr()
+        assert end.value.code == code
+        assert lira_jax.__version__ in out or "{train,score,attack,compare,target}" in out + err
+
+
+# What imports nothing heavy.
+
+
+def test_the_package_and_its_help_import_neither_jax_nor_what_else_is_slow():
+    code = """
+import sys
+import lira_jax
+slow = {"numpy", "scipy", "matplotlib", "jax", "flax"}
+assert not slow & set(sys.modules), slow & set(sys.modules)
+for command in ("train", "score", "attack"):
+    __import__(f"lira_jax.commands.{command}")
+names = [name for name in lira_jax.__all__ if getattr(lira_jax, name).__name__ == name]
+assert names == lira_jax.__all__, names
+assert set(names) <= set(dir(lira_jax))
+assert not {"jax", "flax"} & set(sys.modules)
+"""
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = lira_jax.nothing

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-from contextlib import contextmanager
 
 import jax
 import jax.numpy as jnp
@@ -11,26 +10,26 @@ import pytest
 from flax import nnx
 from scipy.special import log_expit, softmax
 
-from lira_jax import optimization, training
+from lira_jax import optimization, shadow_models, training
 from lira_jax.candidates import build_network, candidates
 from lira_jax.config import DataConfig, DefenceConfig, Experiment, NetworkConfig, TrainConfig
 from lira_jax.defences import adversarial
-from lira_jax.interrupts import Stopped
 from lira_jax.networks import Network
 from lira_jax.run import checkpoints
 from tests.conftest import refusal, with_train
-from tests.test_training import StopAfter, trained_weights
+from tests.test_training import stop_training, trained_weights
 
 K = 4
+BEGIN, STEP = jax.jit(adversarial.begin, static_argnums=1), jax.jit(adversarial.step)
 
 
-def answers(seed: int, count: int = 64, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+def answers(seed: int, count: int = 64, scale: float = 1.0) -> tuple[jax.Array, jax.Array]:
     """Logits and labels; the larger the scale, the more confident in the label."""
     random = np.random.default_rng(seed)
     labels = random.integers(0, K, count).astype(np.int32)
     logits = random.normal(size=(count, K)).astype(np.float32)
     logits[np.arange(count), labels] += scale
-    return logits, labels
+    return jnp.asarray(logits), jnp.asarray(labels)
 
 
 def by_hand(params, logits, labels) -> np.ndarray:
@@ -49,7 +48,7 @@ def by_hand(params, logits, labels) -> np.ndarray:
 
 
 def test_the_gain_is_that_of_the_paper_by_hand():
-    params = adversarial.begin(jax.random.key(0), K)["params"]
+    params = BEGIN(jax.random.key(0), K).params
     members, others = answers(1, scale=3), answers(2)
     expected = log_expit(by_hand(params, *members)).mean()
     assert float(adversarial.member_gain(params, members)) == pytest.approx(expected, rel=1e-5)
@@ -59,15 +58,14 @@ def test_the_gain_is_that_of_the_paper_by_hand():
 
 
 def test_an_inference_network_learns_to_tell_and_has_nothing_to_learn_where_all_are_alike():
-    step = jax.jit(adversarial.step)
     ends = {}
     for scale_of_others in (1.0, 4.0):
-        adversary = adversarial.begin(jax.random.key(0), K)
+        adversary = BEGIN(jax.random.key(0), K)
         for number in range(200):
             members = answers(2 * number, 256, 4.0)
-            adversary = step(adversary, members, answers(2 * number + 1, 256, scale_of_others))
+            adversary = STEP(adversary, members, answers(2 * number + 1, 256, scale_of_others))
         fresh = answers(9000, 2000, 4.0), answers(9001, 2000, scale_of_others)
-        ends[scale_of_others] = float(adversarial.gain(adversary["params"], *fresh))
+        ends[scale_of_others] = float(adversarial.gain(adversary.params, *fresh))
     assert -0.45 < ends[1.0] < 0
     assert -0.75 < ends[4.0] < -np.log(2) + 0.005
 
@@ -95,20 +93,18 @@ def test_a_step_of_the_classifier_follows_its_loss_and_the_gain_of_h_after_its_o
     )
     defence = DefenceConfig(adversarial=weight)
     state = optimization.new_state(jax.random.key(0), network, config, 5, defence)
-    state["adversary"] = adversarial.begin(jax.random.key(1), K)
+    state = dataclasses.replace(state, adversary=BEGIN(jax.random.key(1), K))
     random = np.random.default_rng(0)
     x, others = random.normal(size=(2, 16, 1, 1, 3)).astype(np.float32)
     y, y_others = random.integers(0, K, (2, 16)).astype(np.int32)
     step = jax.jit(optimization.train_step(network, config, 5, defence))
     key = jax.random.key(2)
     after, (loss, _) = step(state, x, y, key, held_out=(others, y_others, key))
-    kernel = np.float64(state["variables"]["params"]["kernel"])
+    kernel = np.float64(state.variables["params"]["kernel"])
 
-    alone = adversarial.step(
-        state["adversary"], (x[:, 0, 0] @ kernel, y), (others[:, 0, 0] @ kernel, y_others)
-    )
-    h = after["adversary"]["params"]
-    for found, expected in zip(jax.tree.leaves(h), jax.tree.leaves(alone["params"]), strict=True):
+    alone = STEP(state.adversary, (x[:, 0, 0] @ kernel, y), (others[:, 0, 0] @ kernel, y_others))
+    h = after.adversary.params
+    for found, expected in zip(jax.tree.leaves(h), jax.tree.leaves(alone.params), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
     def objective(kernel: np.ndarray, weight: float) -> float:
@@ -122,7 +118,7 @@ def test_a_step_of_the_classifier_follows_its_loss_and_the_gain_of_h_after_its_o
         moved[place] = small
         up, down = objective(kernel + moved, weight), objective(kernel - moved, weight)
         slope[place] = (up - down) / (2 * small)
-    moved = (kernel - np.float64(after["variables"]["params"]["kernel"])) / rate
+    moved = (kernel - np.float64(after.variables["params"]["kernel"])) / rate
     np.testing.assert_allclose(moved, slope, atol=2e-5)
     assert float(loss) == pytest.approx(objective(kernel, 0.0), rel=1e-5), "logged without the gain"
 
@@ -143,20 +139,11 @@ def of(tiny: Experiment, weight: float) -> Experiment:
     return dataclasses.replace(tiny, network=network, defence=defence)
 
 
-def test_models_are_the_same_in_a_group_and_where_training_goes_on(tiny, tmp_path, monkeypatch):
+def test_models_are_the_same_in_a_group_and_where_training_goes_on(tiny, tmp_path):
     one = jax.devices()[:1]
     experiment = of(tiny, 1.0)
     training.train(with_train(experiment, group=2), tmp_path / "whole", one)
-
-    @contextmanager
-    def signal():
-        yield StopAfter(7)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "stop_requests", signal)
-        patch.setattr(training, "DISPATCH_SECONDS", 0.0)
-        with pytest.raises(Stopped):
-            training.train(with_train(experiment, group=1), tmp_path / "parts", one)
+    stop_training(with_train(experiment, group=1), tmp_path / "parts", 7, seconds=0.0)
     [begun] = checkpoints.saved_groups(tmp_path / "parts")
     with np.load(tmp_path / "parts" / "checkpoints" / f"{begun.name}_step_7.npz") as held:
         assert any(name.startswith("adversary/optimizer/") for name in held)
@@ -169,28 +156,31 @@ def test_models_are_the_same_in_a_group_and_where_training_goes_on(tiny, tmp_pat
 def test_held_out_images_move_the_inference_network_and_not_the_classifier(tiny):
     """With almost no weight the classifier is that of plain training, whatever is held out."""
 
-    def trained(weight: float, pick: slice) -> dict:
+    def trained(weight: float, *picks: slice) -> list[optimization.State]:
+        """Each with other images held out, if any."""
         experiment = of(tiny, weight)
         data = candidates(experiment)
         network = build_network(experiment, data)
-        steps = training.steps_of_model(experiment, network, 20)
-        state = training.init_model(experiment, network, 20, data.classes)(0)
+        steps = shadow_models.steps_of_model(experiment, network, 20)
+        state = jax.jit(shadow_models.init_model(experiment, network, 20, data.classes))(0)
         model = {"number": np.int32(0), "members": np.flatnonzero(data.keep[0]).astype(np.int32)}
-        shared = [jnp.asarray(data.images), jnp.asarray(data.labels)]
-        if data.held_out:
-            shared.append(tuple(jnp.asarray(part[pick]) for part in data.held_out))
-        return jax.jit(steps)((state, model), np.int32(0), np.int32(3), *shared)[0]
+        shared = jnp.asarray(data.images), jnp.asarray(data.labels)
+        bounds, steps = (np.int32(0), np.int32(3)), jax.jit(steps)
+        if not data.held_out:
+            return [steps((state, model), *bounds, *shared)[0]]
+        others = [tuple(jnp.asarray(part[pick]) for part in data.held_out) for pick in picks]
+        return [steps((state, model), *bounds, *shared, held_out)[0] for held_out in others]
 
-    plain = trained(0.0, slice(0))
-    some, others = (trained(1e-30, pick) for pick in (slice(200), slice(200, 400)))
+    [plain] = trained(0.0)
+    some, others = trained(1e-30, slice(200), slice(200, 400))
     for state in (some, others):
         for found, expected in zip(
-            jax.tree.leaves(state["variables"]), jax.tree.leaves(plain["variables"]), strict=True
+            jax.tree.leaves(state.variables), jax.tree.leaves(plain.variables), strict=True
         ):
-            np.testing.assert_allclose(found, expected, atol=1e-6)
-    first, second = (optax.tree.norm(state["adversary"]["params"]) for state in (some, others))
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    first, second = (optax.tree.norm(state.adversary.params) for state in (some, others))
     assert float(first) != float(second)
-    assert "adversary" not in plain
+    assert plain.adversary is None
 
 
 def test_no_held_out_images_are_refused(tiny, tmp_path):

@@ -67,7 +67,7 @@ def test_the_gradient_is_the_sum_of_clipped_ones_by_hand_over_the_expected_batch
     private = dp_sgd.value_and_gradient(squares, DefenceConfig(dp_clip=clip), 8)
     (loss, told), gradient = jax.jit(private)(PARAMS, x, y, jax.random.key(0), padding)
     expected = clipped_by_hand(x[:11], y[:11], clip) / 8
-    np.testing.assert_allclose(as_vector(gradient), expected, rtol=1e-5)
+    np.testing.assert_allclose(as_vector(gradient), expected, rtol=1e-5, atol=1e-7)
     plain_loss, plain_told = squares(PARAMS, x[:11], y[:11], None)
     assert float(loss) == pytest.approx(float(plain_loss), rel=1e-5)
     assert float(told) == pytest.approx(float(plain_told), rel=1e-4)
@@ -82,7 +82,7 @@ def test_microbatches_of_accelerators_give_the_same_sum(monkeypatch):
         private = dp_sgd.value_and_gradient(squares, CLIPPED, 8)
         _, gradient = jax.jit(private)(PARAMS, x, y, jax.random.key(0), padding)
         sums.append(as_vector(gradient))
-    np.testing.assert_allclose(*sums, rtol=1e-5)
+    np.testing.assert_allclose(*sums, rtol=1e-5, atol=1e-7)
 
 
 def test_an_empty_batch_gives_noise_alone_and_no_loss():
@@ -154,7 +154,7 @@ def test_the_clipped_gradient_of_a_network_is_that_of_a_loop_over_its_images():
         total = total + vector * min(1, 0.5 / norms[-1])
     assert max(norms) > 0.5
     ours = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(got)])
-    np.testing.assert_allclose(ours, total / 5, atol=1e-6)
+    np.testing.assert_allclose(ours, total / 5, rtol=1e-4, atol=1e-5)
 
 
 def test_noise_is_normal_with_deviation_noise_times_clip_over_the_expected_batch():

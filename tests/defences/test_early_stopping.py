@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -9,15 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lira_jax import ensemble, training
+from lira_jax import ensemble, shadow_models, training
 from lira_jax.candidates import build_network, candidates
-from lira_jax.config import DataConfig, DefenceConfig, Experiment, TrainConfig
+from lira_jax.config import DataConfig, DefenceConfig, Experiment, NetworkConfig, TrainConfig
 from lira_jax.defences import early_stopping
-from lira_jax.interrupts import Stopped
 from lira_jax.networks import Network
 from lira_jax.run import checkpoints, run_dir
 from tests.conftest import refusal, with_train
-from tests.test_training import StopAfter, trained_weights
+from tests.test_training import stop_training, trained_weights
 
 EPOCHS, PATIENCE = 14, 2
 
@@ -25,8 +23,6 @@ EPOCHS, PATIENCE = 14, 2
 @pytest.fixture(scope="module")
 def stopping() -> Experiment:
     """Four models of a network that compiles fast and is soon past its best."""
-    from lira_jax.config import NetworkConfig
-
     return Experiment(
         seed=5,
         data=DataConfig(limit=80),
@@ -58,9 +54,9 @@ def by_epoch(stopping) -> tuple[np.ndarray, list[dict[int, np.ndarray]]]:
     held_out = candidates(stopping).held_out
     network = build_network(experiment, data)
     mesh = ensemble.models_mesh(jax.devices()[:1])
-    on_mesh = training.programs(experiment, data, mesh)
+    on_mesh = shadow_models.programs(experiment, data, mesh)
     group = checkpoints.Group(0, 3)
-    inputs = training.group_inputs(experiment, data.keep, group, mesh)
+    inputs = shadow_models.group_inputs(experiment, data.keep, group, mesh)
     both = (on_mesh.begin(inputs["number"]), inputs)
     index = early_stopping.held_out_index(experiment.seed, len(held_out[1]))
     images, labels = held_out[0][index] / np.float32(127.5) - 1, held_out[1][index]
@@ -131,18 +127,9 @@ def test_a_model_that_stopped_takes_no_more_steps_and_is_the_same_in_a_group(
     assert todo == []
 
 
-@pytest.mark.parametrize("checks", [3, 17])
-def test_a_stopped_run_goes_on_to_the_same_weights(stopping, alone, checks, tmp_path, monkeypatch):
-    @contextmanager
-    def signal():
-        yield StopAfter(checks)
-
+def test_a_stopped_run_goes_on_to_the_same_weights(stopping, alone, tmp_path):
     run = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "stop_requests", signal)
-        patch.setattr(training, "DISPATCH_SECONDS", 0.0)
-        with pytest.raises(Stopped):
-            training.train(with_train(stopping, group=2), run, jax.devices()[:1])
+    stop_training(with_train(stopping, group=2), run, 17, seconds=0.0)
     training.train(with_train(stopping, group=2), run, jax.devices()[:1])
     kept = trained_weights(stopping, run)
     for model, weights in trained_weights(stopping, alone).items():
@@ -172,22 +159,20 @@ def answers_of(right: list[int]) -> Network:
 def test_of_equal_epochs_the_first_is_kept(right, patience, best, stopped):
     total = 150
     network = answers_of(right)
-    judge = early_stopping.judge_of_model(network, TrainConfig(ema=0.0), patience)
     images = jnp.arange(total, dtype=jnp.uint8)[:, None, None, None]
     labels = jnp.zeros(total, jnp.int32)
     variables = {"params": {"step": jnp.int32(0)}}
-    state = {"variables": variables, "early_stopping": early_stopping.begin(variables)}
+    kept = early_stopping.begin(variables)
     for epoch, count in enumerate(right, 1):
         start, end = jnp.int32(7), jnp.int32(9)
-        if early_stopping.last_step(state, start, end) == end:
-            state = state | {"variables": {"params": {"step": jnp.int32(epoch - 1)}}}
-        state, _ = judge((state, None), jnp.int32(epoch), images, labels)
-        if not state["early_stopping"]["stopped_epoch"]:
-            found = early_stopping.logged(state, total)
-            assert float(found["held_out_accuracy"]) == pytest.approx(count / total)
-    held = state["early_stopping"]
-    assert (int(held["best_epoch"]), int(held["stopped_epoch"])) == (best, stopped)
-    assert int(held["variables"]["params"]["step"]) == best - 1
+        if kept.last_step(start, end) == end:
+            variables = {"params": {"step": jnp.int32(epoch - 1)}}
+        number = jnp.int32(epoch)
+        kept = early_stopping.judge(network, kept, variables, number, patience, images, labels)
+        if not kept.stopped_epoch:
+            assert float(kept.logged(total)["held_out_accuracy"]) == pytest.approx(count / total)
+    assert (int(kept.best_epoch), int(kept.stopped_epoch)) == (best, stopped)
+    assert int(kept.variables["params"]["step"]) == best - 1
 
 
 def test_no_held_out_images_are_refused(stopping, tmp_path):

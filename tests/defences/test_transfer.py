@@ -2,21 +2,19 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from contextlib import contextmanager
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 
-from lira_jax import networks, scoring, training
+from lira_jax import inference, networks, scoring, shadow_models, training
 from lira_jax.candidates import build_network, candidates
 from lira_jax.config import DataConfig, DefenceConfig, Experiment, NetworkConfig, TrainConfig
 from lira_jax.defences import transfer
-from lira_jax.interrupts import Stopped
 from lira_jax.run import checkpoints, run_dir
 from tests.conftest import refusal, with_train
-from tests.test_training import StopAfter, trained_weights
+from tests.test_training import stop_training, trained_weights
 
 
 class Body(nnx.Module):
@@ -73,7 +71,7 @@ def finished(run, experiment) -> dict[str, np.ndarray]:
     """The scored variables of all models of a run, in order."""
     network = build_network(experiment, candidates(experiment))
     parts = [
-        arrays(scoring.restored(run, group, network)) for group in checkpoints.saved_groups(run)
+        arrays(inference.restored(run, group, network)) for group in checkpoints.saved_groups(run)
     ]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -96,9 +94,9 @@ def test_models_begin_with_model_0_of_the_source_and_a_last_layer_of_their_own(
     begun = []
     for number in (0, 1):
         used = transfer.begun_from(network, initial, onward.defence)
-        state = training.init_model(onward, used, 9, data.classes)(number)
-        begun.append(arrays(transfer.whole(state["variables"], initial, onward.defence)))
-    plain = arrays(training.init_model(onward, network, 9, data.classes)(1)["variables"])
+        state = shadow_models.init_model(onward, used, 9, data.classes)(number)
+        begun.append(arrays(transfer.whole(state.variables, initial, onward.defence)))
+    plain = arrays(shadow_models.init_model(onward, network, 9, data.classes)(1).variables)
     assert begun[0].keys() == expected.keys() == plain.keys()
     for name, values in expected.items():
         if name.startswith("params/head/"):
@@ -145,33 +143,21 @@ def test_dropout_stays_on_and_batch_statistics_stay_as_they_are(onward):
     used = transfer.begun_from(network, initial, onward.defence)
     variables = used.init(jax.random.key(0))
     x = data.images[:6].astype(np.float32) / 127.5 - 1
-    draws = [used.apply_train(variables, x, jax.random.key(n)) for n in range(400)]
-    assert draws[0][1] == {}
-    assert np.abs(draws[0][0] - draws[1][0]).max() > 1e-2
+    keys = jax.random.split(jax.random.key(1), 400)
+    draws, rest = jax.jit(jax.vmap(lambda key: used.apply_train(variables, x, key)))(keys)
+    assert rest == {}
+    assert np.abs(draws[0] - draws[1]).max() > 1e-2
     # Dropout keeps the mean, so on average it is evaluation: with the source's statistics.
-    np.testing.assert_allclose(
-        np.mean([logits for logits, _ in draws], axis=0), used.apply(variables, x), atol=0.5
-    )
+    np.testing.assert_allclose(draws.mean(axis=0), used.apply(variables, x), atol=0.5)
     alone = used.apply_train(variables, x[:1], jax.random.key(0))[0]
     assert np.isfinite(alone).all()
 
 
-def test_models_are_the_same_in_a_group_and_where_training_goes_on(
-    onward, whole, tmp_path, monkeypatch
-):
+def test_models_are_the_same_in_a_group_and_where_training_goes_on(onward, whole, tmp_path):
     """With the last layer tuned, which alone is in a model's state; with all, it is as ever."""
     tune = "last"
     onward = with_tune(onward, tune)
-
-    @contextmanager
-    def signal():
-        yield StopAfter(5)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "stop_requests", signal)
-        patch.setattr(training, "DISPATCH_SECONDS", 0.0)
-        with pytest.raises(Stopped):
-            training.train(with_train(onward, group=1), tmp_path / "parts", ONE)
+    stop_training(with_train(onward, group=1), tmp_path / "parts", 5, seconds=0.0)
     training.train(with_train(onward, group=1), tmp_path / "parts", ONE)
     expected = trained_weights(onward, whole / tune)
     for model, weights in trained_weights(onward, tmp_path / "parts").items():

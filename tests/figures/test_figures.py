@@ -8,18 +8,20 @@ import re
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from scipy.special import expit
 
 from lira_jax import evaluation, figures
-from lira_jax.analysis.exposure import ExampleMoments, example_moments, four_examples
+from lira_jax.analysis.exposure import four_examples, mean_loss_out, with_spread
+from lira_jax.analysis.statistics import statistic_curves
 from lira_jax.attacks import TITLES, lira, references
 from lira_jax.config import AttackConfig
 from lira_jax.evaluation.judging import Band, Curve
-from lira_jax.figures import Drawing, Missing, budgets, histograms, roc
+from lira_jax.evaluation.wording import telling_fpr
+from lira_jax.figures import Drawing, Missing, budgets, histograms, roc, style
 from lira_jax.figures.style import STYLES, plain, style_of
-from lira_jax.findings import telling_fpr
-from lira_jax.label_only.attacks import KINDS
+from lira_jax.label_only.attacks import ATTACKS
 from lira_jax.trust import results
 from tests import synthetic_findings
 from tests.synthetic_findings import NAMES, drawn, usual
@@ -29,6 +31,12 @@ def curve(size=400, distance=1.0):
     rng = np.random.default_rng(0)
     member = np.arange(size) % 2 == 0
     return evaluation.roc(rng.normal(size=size) + distance * member, member)
+
+
+@pytest.fixture
+def in_one_form(monkeypatch):
+    """Figures are laid out and drawn once, and not in each form of file."""
+    monkeypatch.setattr(Figure, "savefig", lambda self, file, **_: file.write(b"drawn"))
 
 
 def by_name(drawings):
@@ -58,11 +66,14 @@ def test_every_figure_is_a_column_wide_in_all_three_forms():
 
 
 def test_draws_the_same_bytes_twice():
-    again = by_name(
-        [*budgets.every(usual()), histograms.every(usual())[3], *roc.every(usual())[:1]]
-    )
+    d = usual().vulnerability.d
+    again = by_name([
+        roc._linear_and_log(usual()),
+        histograms._privacy_scores(usual(), d),
+        budgets._accuracy(usual()),
+    ])  # fmt: skip
     first = by_name(drawn())
-    assert len(again) == 5
+    assert len(again) == 3
     for name, drawing in again.items():
         assert drawing == first[name]
 
@@ -74,6 +85,7 @@ def test_writes_pdf_and_png_of_what_is_drawn(tmp_path):
     assert not any("dp_sgd" in name for name in written)
 
 
+@pytest.mark.usefixtures("sketched")
 def test_figure_1_names_the_rows_of_table_1_that_were_not_run():
     findings = synthetic_findings.findings(models=8, examples=60, names=["yeom", "lira-online"])
     drawing = roc._attacks(findings, "roc", "Figure 1", "", roc.TABLE_1, "")
@@ -95,14 +107,13 @@ def test_the_reason_for_a_figure_is_the_reason_for_its_attack():
     )
 
 
-@pytest.mark.parametrize(
-    "name", ["my $attack$", "_hidden", "图 attack", "a\nb\t\0", "x" * 200, "$"]
-)
-def test_draws_whatever_an_attack_is_called(name):
-    lines = [roc.Labelled(plain(name), style_of(name), Curve(curve()))]
+def test_draws_whatever_attacks_are_called():
+    names = ["my $attack$", "_hidden", "图 attack", "a\nb\t\0", "x" * 200, "$"]
+    lines = [roc.Labelled(plain(name), style_of(name), Curve(curve())) for name in names]
     assert roc.log_log(lines, "attack")["svg"]
 
 
+@pytest.mark.usefixtures("sketched")
 def test_draws_what_one_target_without_labels_or_images_allows():
     findings = synthetic_findings.findings(
         models=8, examples=60, images=False, classes=None, names=["lira-online"]
@@ -120,6 +131,7 @@ def test_draws_what_one_target_without_labels_or_images_allows():
     }  # fmt: skip
 
 
+@pytest.mark.usefixtures("in_one_form")
 def test_draws_scores_that_are_all_equal():
     findings = synthetic_findings.findings(models=8, examples=60)
     scores = np.zeros_like(findings.score_set.scores)
@@ -136,11 +148,12 @@ def test_draws_no_histogram_where_no_example_has_two_models_a_side():
     assert {one.reason for one in found} == {"no example has two models on each side"}
 
 
+@pytest.mark.usefixtures("in_one_form")
 def test_draws_a_curve_that_finds_nothing_and_one_of_few_points():
     member = np.array([True, False, False])
     hopeless = Curve(evaluation.roc(np.array([0.0, 1.0, 2.0]), member))
     lines = [roc.Labelled("hopeless", style_of("yeom"), hopeless)]
-    assert roc.log_log(lines, "attack")["pdf"].startswith(b"%PDF")
+    assert roc.log_log(lines, "attack")["pdf"]
 
 
 def test_drawn_corners_are_the_largest_tpr_at_each_fpr():
@@ -163,8 +176,23 @@ def test_a_band_begins_at_the_axis_with_what_holds_there():
     np.testing.assert_array_equal(high, [0.3, 0.4, 1])
 
 
+@pytest.mark.parametrize("count", [2, 8])
+def test_the_axis_label_and_the_legend_lie_apart(monkeypatch, count):
+    drawn = {}
+    monkeypatch.setattr(roc, "rendered", lambda made, square: drawn.update(made=made) or
+                        {"svg": style.rendered(made, square)["svg"]})  # fmt: skip
+    line = roc.Labelled("an attack with a long name (0.987)", style_of("yeom"), Curve(curve()))
+    roc.log_log([line] * count, "attack (AUC)")
+    made = drawn["made"]
+    made.draw_without_rendering()
+    label = made.axes[0].xaxis.label.get_window_extent()
+    gap = label.y0 - made.legends[0].get_window_extent().y1
+    assert gap > 0.04 * made.dpi
+    assert made.axes[0].bbox.width == pytest.approx(made.axes[0].bbox.height)
+
+
 def test_every_attack_has_a_style_of_its_own():
-    names = {*TITLES, *NAMES, *KINDS, *results.TITLES}
+    names = {*TITLES, *NAMES, *ATTACKS, *results.TITLES}
     assert names <= set(STYLES)
     assert len({style_of(name) for name in STYLES}) == len(STYLES)
 
@@ -180,53 +208,43 @@ def test_text_is_shown_as_it_is():
     assert not plain("_a").startswith("_")
 
 
-def test_moments_are_those_of_each_example_alone():
+def test_the_mean_loss_is_that_of_the_models_out():
     held = usual().score_set
-    found = example_moments(held)
+    loss = mean_loss_out(held)
     for example in (0, 17, 199):
         phi = np.asarray(held.scores[:, example, 0], dtype=np.float64)
-        inside, outside = phi[held.keep[:, example]], phi[~held.keep[:, example]]
-        assert found.mean_in[example] == pytest.approx(inside.mean())
-        assert found.std_in[example] == pytest.approx(inside.std(ddof=1))
-        assert found.mean_out[example] == pytest.approx(outside.mean())
-        assert found.std_out[example] == pytest.approx(outside.std(ddof=1))
-        assert found.loss_out[example] == pytest.approx(-np.log(expit(outside)).mean())
-        assert found.d[example] == pytest.approx(
-            abs(inside.mean() - outside.mean()) / (inside.std(ddof=1) + outside.std(ddof=1))
-        )
+        outside = phi[~held.keep[:, example]]
+        assert loss[example] == pytest.approx(-np.log(expit(outside)).mean())
 
 
-def test_moments_are_nan_where_a_side_has_too_few_models():
+def test_an_example_has_a_spread_with_two_models_on_each_side():
     held = usual().score_set
-    found = example_moments(dataclasses.replace(held, scores=held.scores[:2], keep=held.keep[:2]))
-    assert np.isnan(found.std_in).all()
-    assert np.isfinite(found.mean_in).all()
-
-
-def moments_of(loss, std=1.0):
-    loss = np.asarray(loss, dtype=np.float64)
-    return ExampleMoments(loss, loss, np.full(loss.shape, std), np.ones(loss.shape), loss)
+    few = dataclasses.replace(held, scores=held.scores[:2], keep=held.keep[:2])
+    assert not with_spread(few).any()
+    assert with_spread(held).all()
+    everyone = dataclasses.replace(few, keep=np.ones_like(few.keep))
+    assert np.isnan(mean_loss_out(everyone)).all()
 
 
 def test_the_four_examples_lie_in_the_four_corners():
-    loss = np.array([0, 9, 0, 9, 5, 4, 5, 4])
+    loss = np.array([0, 9, 0, 9, 5, 4, 5, 4], dtype=np.float64)
     d = np.array([0, 0, 9, 9, 4, 5, 4, 5], dtype=np.float64)
-    assert four_examples(moments_of(loss), d) == {
+    assert four_examples(loss, d) == {
         "easy inlier": 0, "hard inlier": 1, "easy outlier": 2, "hard outlier": 3
     }  # fmt: skip
 
 
-def test_no_example_is_chosen_twice_and_none_without_moments():
-    picks = four_examples(moments_of(np.zeros(4)), np.zeros(4))
+def test_no_example_is_chosen_twice_and_none_without_a_score():
+    picks = four_examples(np.zeros(4), np.zeros(4))
     assert sorted(picks.values()) == [0, 1, 2, 3]
-    assert len(four_examples(moments_of(np.zeros(2)), np.zeros(2))) == 2
-    assert four_examples(moments_of(np.zeros(4), np.nan), np.zeros(4)) == {}
+    assert len(four_examples(np.zeros(2), np.zeros(2))) == 2
+    assert four_examples(np.zeros(4), np.full(4, np.nan)) == {}
 
 
 def test_the_curve_of_phi_is_that_of_online_lira_and_others_come_from_their_formulas():
     held = usual().score_set
     rule, config = references.find(held), AttackConfig()
-    found = figures.statistic_curves(held, rule, config)
+    found = statistic_curves(held, rule, config)
     assert len(found) == 6
 
     def online(statistic):
@@ -253,7 +271,7 @@ def test_the_curve_of_phi_is_that_of_online_lira_and_others_come_from_their_form
 
 def test_without_logits_the_curves_are_those_of_four_statistics():
     held = dataclasses.replace(usual().score_set, logits=None)
-    assert len(figures.statistic_curves(held, references.find(held), AttackConfig())) == 4
+    assert len(statistic_curves(held, references.find(held), AttackConfig())) == 4
 
 
 def test_the_rate_to_judge_by_has_ten_false_positives_behind_it():

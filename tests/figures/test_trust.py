@@ -10,7 +10,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from lira_jax.figures import Drawing, Missing, trust
+from lira_jax.figures import Drawing, Missing, style, trust
 from lira_jax.figures.style import figure, style_of
 from tests import synthetic_findings
 from tests.trust.synthetic import findings
@@ -18,21 +18,26 @@ from tests.trust.synthetic import findings
 HELD = np.arange(15) >= 6
 
 
-def panel(accuracy, title="none"):
+def panel(accuracy):
+    """A calibration whose predictions lie in the upper bins; the last one's spread is not known."""
     middle = (np.arange(15) + 0.5) / 15
-    return trust.Reliability(
-        title,
-        np.where(HELD, 10, 0),
-        np.where(HELD, middle, np.nan),
-        np.where(HELD, accuracy, np.nan),
-        np.where(HELD & (np.arange(15) < 14), 0.3, np.nan),
-        0.1234,
-    )
+
+    def where(known, values):
+        return [value if is_known else None for is_known, value in zip(known, values, strict=True)]
+
+    reliability = {
+        "counts": np.where(HELD, 10, 0).tolist(),
+        "confidence": where(HELD, middle.tolist()),
+        "accuracy": where(HELD, [accuracy] * 15),
+        "spread": where(HELD & (np.arange(15) < 14), [0.3] * 15),
+    }
+    others = {"reliability": reliability, "ece": 0.1234}
+    return {"name": "plain", "title": "none", "nonmembers": others}
 
 
 @pytest.mark.parametrize(
     ("accuracy", "colour", "sign", "corner"),
-    [(0.1, trust.RED, -1, "top"), (1, trust.SKY, 1, "bottom")],
+    [(0.1, style.RED, -1, "top"), (1, style.SKY, 1, "bottom")],
 )
 def test_a_panel_shades_the_gap_and_leaves_empty_bins_out(accuracy, colour, sign, corner):
     with figure(2) as made:
@@ -59,15 +64,6 @@ def test_the_histogram_shows_shares():
     np.testing.assert_allclose(heights, np.where(HELD, 100 / 9, 0))
 
 
-def test_the_reliability_diagram_is_a_column_wide():
-    drawing = trust.reliability_diagram([panel(0.3, f"$T = {t}") for t in range(4)])
-    width, height = Image.open(io.BytesIO(drawing.png)).size
-    assert width == round(3.4 * 300)
-    assert height < 1.5 * width
-    assert drawing.pdf.startswith(b"%PDF")
-    assert b"</svg>" in drawing.svg
-
-
 NAMES = ["trust_inputs", "trust_fpr", "trust_reliability", "trust_trade_off"]
 
 
@@ -90,6 +86,7 @@ def test_figures_of_what_was_not_predicted_say_how_to_predict_it():
     assert all("python score.py --run DIR --trust" in one.reason for one in missing)
 
 
+@pytest.mark.usefixtures("sketched")
 def test_without_inputs_only_calibration_is_drawn():
     found = findings()
     calibrations = [

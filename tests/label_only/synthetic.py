@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 
-from lira_jax import config
+from lira_jax import config, config_file
 from lira_jax.label_only.answers import FOLDER, Answers, LabelAnswers
 from lira_jax.run import storage
 from lira_jax.score_set import ScoreSet, logit_scaled
@@ -116,7 +116,9 @@ def write_run(run, held):
     experiment = dataclasses.replace(
         config.Experiment(), train=train, score=config.ScoreConfig(views=1)
     )
-    storage.write_text(run / "config.toml", config.to_toml(experiment, {"data_digest": "0" * 16}))
+    storage.write_text(
+        run / "config.toml", config_file.to_toml(experiment, {"data_digest": "0" * 16})
+    )
     for name, array in (
         ("keep", held.keep), ("labels", held.labels), ("scores", held.scores),
         ("logits", held.logits),

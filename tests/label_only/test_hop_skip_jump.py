@@ -125,11 +125,11 @@ def test_nothing_depends_on_the_chunk():
 
 
 def test_numbers_and_key_decide_what_is_random():
-    x = images(2)
+    x = images()
     x = x.at[1].set(x[0])
-    first = run(linear, x, linear(x), jnp.array([4, 4]))
+    first = run(linear, x, linear(x), jnp.full(12, 4))
     np.testing.assert_array_equal(first.reached[0], first.reached[1])
-    second = run(linear, x, linear(x), jnp.array([4, 5]))
+    second = run(linear, x, linear(x), jnp.arange(4, 16))
     assert (second.reached[0, -1] != second.reached[1, -1]).all()
 
 
@@ -174,7 +174,7 @@ def test_every_image_gets_an_iteration_out_of_the_least_budget():
 
     x = images(6)
     tried = 1 + hsj.NOISE_TRIES
-    for others in (jnp.ones((1, *SHAPE)), jnp.concatenate([jnp.ones((1, *SHAPE)), x, x])):
+    for others in (jnp.ones((13, *SHAPE)), jnp.concatenate([jnp.ones((1, *SHAPE)), x, x])):
         found = run(
             far_from_noise,
             x,
@@ -241,8 +241,8 @@ def test_iterations_of_a_host_loop_over_several_models_are_those_of_run():
 
 
 def test_everything_is_finite_at_the_ends_of_the_range_and_beside_the_boundary():
-    x = jnp.stack([jnp.ones(SHAPE), -jnp.ones(SHAPE), jnp.zeros(SHAPE)])
-    found = run(linear, x, linear(x), jnp.arange(3))
+    x = images().at[:3].set(jnp.stack([jnp.ones(SHAPE), -jnp.ones(SHAPE), jnp.zeros(SHAPE)]))
+    found = run(linear, x, linear(x), jnp.arange(12))
     for array in found:
         assert np.isfinite(np.asarray(array)).all()
     # The origin lies on the boundary.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lira_jax.label_only import answers
-from lira_jax.run import run_dir, storage
+from lira_jax.run import score_files, storage
 from tests.conftest import refusal
 from tests.label_only import synthetic
 
@@ -28,7 +28,7 @@ def run(tmp_path, made):
 
 
 def read(run):
-    return answers.read(run, run_dir.read_score_set(run))
+    return answers.read(run, score_files.read_score_set(run))
 
 
 def test_reads_what_was_written_models_first(run, made):

@@ -12,19 +12,28 @@ import pytest
 from PIL import Image
 
 import attack
-from lira_jax.attacks import outliers
-from lira_jax.evaluation import best_threshold, decisions
+from lira_jax.evaluation import best_threshold, bootstrap, decisions
+from lira_jax.evaluation.wording import percent
 from lira_jax.figures import Drawing, Missing, label_only
-from lira_jax.label_only import results
-from lira_jax.label_only.attacks import KINDS
-from lira_jax.report import page, tables, terminal
+from lira_jax.label_only import attacks, outliers, results
+from lira_jax.label_only.attacks import ATTACKS
+from lira_jax.report import files, label_only_tables, page, terminal
 from lira_jax.run import storage
 from tests import synthetic_findings
 from tests.conftest import refusal
 from tests.label_only import synthetic
 
 FIGURES = ["label_only_roc", "label_only_distances", "label_only_queries"]
-NAMES = ["lira-online", *KINDS]
+NAMES = ["lira-online", *ATTACKS]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick():
+    """Few replicates, and attack networks that are soon fitted."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bootstrap, "REPLICATES", 40)
+        patch.setattr(attacks, "HIDDEN", (4,))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +46,11 @@ def found():
     findings = synthetic_findings.findings(models=8, examples=60, names=["yeom", "lira-online"])
     whole = findings.metrics | {"label_only": metrics}
     return given, metrics, dataclasses.replace(findings, metrics=whole, label_only=drawn)
+
+
+@pytest.fixture(scope="module")
+def pictures(found):
+    return label_only.every(found[2])
 
 
 def entry(metrics, name):
@@ -112,24 +126,24 @@ def test_one_target_has_intervals_over_its_examples_alone():
 
 def test_tables_say_what_was_judged(found):
     _, metrics, findings = found
-    table = tables.label_only_table(findings.metrics)
+    table = label_only_tables.label_only_table(findings.metrics)
     assert [row[0].code for row in table.rows] == NAMES
     gap = next(row for row in table.rows if row[0].code == "gap")
     assert (gap[1].text, gap[2].text) == ("labels", "1")
     value = entry(metrics, "gap")["decision"]["balanced_accuracy"]
-    assert gap[3].text == tables.percent(value)
-    rows = list(csv.DictReader(io.StringIO(tables.label_only_csv(findings.metrics))))
+    assert gap[3].text == percent(value)
+    rows = list(csv.DictReader(io.StringIO(label_only_tables.label_only_csv(findings.metrics))))
     assert [row["name"] for row in rows] == [*NAMES, *["boundary-by-queries"] * 3]
     assert [row["label_queries"] for row in rows[-3:]] == ["100", "400", "1000"]
     assert float(rows[NAMES.index("gap")]["balanced_accuracy"]) == value
     assert rows[NAMES.index("confidence-memguard")]["precision"] == ""
-    assert "label_only.md" in tables.files(findings.metrics)
-    assert len(tables.outlier_table(findings.metrics).rows) == len(NAMES)
-    assert "label_only.md" not in tables.files(findings.metrics | {"label_only": None})
+    assert "label_only.md" in files.text_tables(findings.metrics)
+    assert len(label_only_tables.outlier_table(findings.metrics).rows) == len(NAMES)
+    assert "label_only.md" not in files.text_tables(findings.metrics | {"label_only": None})
 
 
-def test_all_figures_are_drawn_a_column_wide(found):
-    drawn = label_only.every(found[2])
+def test_all_figures_are_drawn_a_column_wide(pictures):
+    drawn = pictures
     assert [one.name for one in drawn] == FIGURES
     for one in drawn:
         assert isinstance(one, Drawing)
@@ -139,7 +153,8 @@ def test_all_figures_are_drawn_a_column_wide(found):
     assert "(0.500)" not in drawn[0].caption
 
 
-def test_figures_that_were_not_asked_for_have_a_reason(found):
+@pytest.mark.usefixtures("sketched")
+def test_figures_that_were_not_asked_for_have_a_reason():
     bare = synthetic_findings.findings(models=8, examples=60, names=["yeom", "lira-online"])
     for one in label_only.every(bare):
         assert isinstance(one, Missing)
@@ -154,9 +169,9 @@ def test_figures_that_were_not_asked_for_have_a_reason(found):
     assert label_only.every(some)[1].reason.endswith("--label_only.budget 2500")
 
 
-def test_report_and_terminal_name_the_strongest_and_what_memguard_leaves(found):
+def test_report_and_terminal_name_the_strongest_and_what_memguard_leaves(found, pictures):
     _, metrics, findings = found
-    html = page.write_report(findings, label_only.every(findings))
+    html = page.write_report(findings, pictures)
     assert '<section id="label-only">' in html
     assert html.count('id="figure-label_only') == 3
     assert "Outliers" in html
@@ -195,9 +210,12 @@ def test_attack_includes_label_only_results_wherever_a_run_has_them(tmp_path, ca
 
 
 def test_label_only_is_of_a_runs_own_models(tmp_path):
-    for flags in (["--scores", "x.npz", "--out", "y"], ["--run", "r", "--target", "t.npz"]):
+    for flags in (
+        ["--scores", "x.npz", "--out", "y"],
+        ["--run", "r", "--protocol", "reference-code"],
+    ):
         if "--run" in flags:
             synthetic.write_run(tmp_path / "r", synthetic.score_set(models=4, examples=40))
             flags[1] = str(tmp_path / "r")
         message = refusal(tmp_path, lambda flags=flags: attack.main([*flags, "--label-only"]))
-        assert message.startswith("--label-only: is of a run's own models")
+        assert message.startswith("--label-only: these attacks need a run")

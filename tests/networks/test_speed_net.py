@@ -9,6 +9,7 @@ from jax import lax
 
 from lira_jax.config import NetworkConfig
 from lira_jax.networks import build
+from lira_jax.networks.layers import Layers
 from lira_jax.networks.speed_net import Activation, cosine_patches, max_pool, pass_on
 
 
@@ -27,12 +28,12 @@ def test_speed_nets_have_the_parameters_of_their_plan(width):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_patches_keep_all_there_is_in_an_image(channels):
     kernels = cosine_patches(channels).reshape(4 * channels, -1)
-    np.testing.assert_allclose(kernels.T @ kernels, np.eye(4 * channels), atol=1e-6)
+    np.testing.assert_allclose(kernels.T @ kernels, np.eye(4 * channels), atol=1e-5)
 
 
 def test_the_first_patch_is_brightness_and_the_others_do_not_see_it():
     brightness = cosine_patches(3).sum(axis=(0, 1, 2))
-    np.testing.assert_allclose(brightness, [np.sqrt(12)] + 11 * [0], atol=1e-6)
+    np.testing.assert_allclose(brightness, [np.sqrt(12)] + 11 * [0], atol=1e-5)
 
 
 @pytest.mark.parametrize(("n_in", "n_out"), [(3, 5), (4, 4), (6, 2)])
@@ -43,7 +44,7 @@ def test_the_first_filters_pass_on_the_first_channels_unchanged(n_in, n_out):
         x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
     same = min(n_in, n_out)
-    np.testing.assert_allclose(y[..., :same], x[..., :same], rtol=1e-6)
+    np.testing.assert_allclose(y[..., :same], x[..., :same], rtol=1e-5, atol=1e-6)
     assert all(jnp.any(kernel[..., channel] != 0) for channel in range(same, n_out))
 
 
@@ -64,7 +65,7 @@ def test_max_pool_takes_the_maximum_of_each_whole_window(shape):
 
 
 def test_biases_count_eightfold_so_that_sgd_moves_them_64_times_as_fast():
-    norm = Activation(2, "batch", jnp.float32, nnx.Rngs(0))
+    norm = Activation(2, Layers("batch", jnp.float32, nnx.Rngs(0)))
     x = jax.random.normal(jax.random.key(0), (4, 3, 3, 2))
 
     def mean_output(bias):

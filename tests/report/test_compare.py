@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lira_jax import config
+from lira_jax import config, config_file
 from lira_jax.report.compare import compare
+from lira_jax.run import continuing
 from tests import synthetic_findings
 from tests.conftest import refusal
 from tests.trust import synthetic
@@ -71,6 +72,7 @@ def test_writes_table_and_figures_the_same_twice(two, tmp_path):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
+@pytest.mark.usefixtures("sketched")
 def test_the_table_holds_the_figures_of_each_run_and_the_settings_that_differ(two, tmp_path):
     compare(two[:2], tmp_path / "out")
     found = rows(tmp_path / "out")
@@ -93,15 +95,17 @@ def test_the_table_holds_the_figures_of_each_run_and_the_settings_that_differ(tw
     assert r"large\_\$x\$" in (tmp_path / "out/compare.tex").read_text()
 
 
+@pytest.mark.usefixtures("sketched")
 def test_settings_are_read_from_the_run_where_the_results_hold_none(tmp_path):
     for name, width in (("a", 16), ("b", 32)):
         write_run(tmp_path / name, settings=None)
         experiment = config.Experiment(network=config.NetworkConfig(width=width))
-        (tmp_path / name / "config.toml").write_text(config.to_toml(experiment, {}))
+        (tmp_path / name / "config.toml").write_text(config_file.to_toml(experiment, {}))
     compare([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
     assert [row["network.width"] for row in rows(tmp_path / "out")] == ["16", "32"]
 
 
+@pytest.mark.usefixtures("sketched")
 def test_folders_of_results_are_compared_too_and_named_by_their_run(tmp_path):
     for name in ("a", "b"):
         write_run(tmp_path / name)
@@ -109,6 +113,7 @@ def test_folders_of_results_are_compared_too_and_named_by_their_run(tmp_path):
     assert [row["run"] for row in rows(tmp_path / "out")] == ["a", "b"]
 
 
+@pytest.mark.usefixtures("sketched")
 def test_without_accuracy_the_figure_of_it_is_not_drawn_and_the_text_says_so(tmp_path):
     for name in ("a", "b"):
         write_run(tmp_path / name, accuracy=None, settings=None)
@@ -149,6 +154,7 @@ def test_label_only_attacks_are_compared_where_runs_have_them(tmp_path):
     assert [row["dp_epsilon"] for row in found] == ["", "", "7.5312"]
 
 
+@pytest.mark.usefixtures("sketched")
 def test_runs_without_label_only_results_have_no_columns_of_them(two, tmp_path):
     text = compare(two[:2], tmp_path / "out")
     assert "label" not in text.split("Written to")[0]
@@ -254,7 +260,7 @@ def test_refuses_damaged_curves(two, tmp_path, content):
 
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
 def test_every_cell_of_the_grids_loads_and_names_itself_in_its_commands(path):
-    experiment = config.check(config.load(path))
+    experiment = config.check(config_file.load(path))
     assert experiment.train.models == 16
     grid, _, cell = path.stem.partition("_")
     header = path.read_text().split("seed =")[0]
@@ -269,9 +275,9 @@ def test_cells_of_a_grid_differ_only_in_what_it_is_about():
         "optimizer": {"train.optimizer", "train.learning_rate"},
     }
     for grid, fields in about.items():
-        cells = [config.load(path) for path in GRIDS if path.stem.startswith(grid)]
+        cells = [config_file.load(path) for path in GRIDS if path.stem.startswith(grid)]
         assert len(cells) >= 3
         for cell in cells[1:]:
-            changed = {name for name, _, _ in config.differences(cells[0], cell)}
+            changed = {name for name, _, _ in continuing.differences(cells[0], cell)}
             assert changed
             assert changed <= fields

@@ -9,21 +9,15 @@ import re
 import pytest
 
 from lira_jax import figures
-from lira_jax.report import files as attack_files
-from lira_jax.report.tables import (
-    Cell,
-    Table,
-    ablation_table,
+from lira_jax.csv_text import csv_text
+from lira_jax.evaluation.wording import percent
+from lira_jax.report import files
+from lira_jax.report.files import text_tables
+from lira_jax.report.formats import latex_text, to_latex, to_markdown
+from lira_jax.report.tables import Cell, Table, ablation_table, main_table, share_cell
+from lira_jax.report.trust_tables import (
     calibrated_attacks_table,
     calibration_table,
-    files,
-    latex_text,
-    main_table,
-    percent,
-    share_cell,
-    to_csv,
-    to_latex,
-    to_markdown,
     trust_calibration_csv,
     trust_fpr_table,
     trust_inputs_csv,
@@ -50,7 +44,7 @@ def unescaped(row, mark):
 
 
 def test_files_hold_every_attack_and_every_rung():
-    found = files(usual().metrics)
+    found = text_tables(usual().metrics)
     assert set(found) == {"table.md", "table.tex", "ablation.md", "ablation.tex"}
     for entry in usual().metrics["attacks"]:
         assert f"`{entry['name']}`" in found["table.md"]
@@ -73,7 +67,7 @@ def test_cells_are_the_figures_of_the_metrics_in_percent():
 
 
 def test_rates_with_few_false_positives_are_marked_and_the_mark_explained():
-    found = files(usual().metrics)
+    found = text_tables(usual().metrics)
     assert re.search(r"\d\\\* \(", found["table.md"])
     assert r"\* fewer than 10 expected false positives" in found["table.md"]
     assert r"\textsuperscript{*}" in found["table.tex"]
@@ -131,12 +125,13 @@ def test_ladders_are_parted_by_rules_and_named_once():
     ]  # fmt: skip
     assert to_latex(table).count(r"\midrule") == 3
     assert ablation_table({"ablation": []}) is None
-    assert set(files(dict(usual().metrics) | {"ablation": None})) == {"table.md", "table.tex"}
+    assert set(text_tables(dict(usual().metrics) | {"ablation": None})) == {"table.md", "table.tex"}
 
 
 def test_csv_reads_back():
-    text = to_csv(["a", "b"], [["x, y", 0.1], ['"', ""]])
+    text = csv_text([{"a": "x, y", "b": 0.1}, {"a": '"', "b": None}])
     assert list(csv.reader(io.StringIO(text))) == [["a", "b"], ["x, y", "0.1"], ['"', ""]]
+    assert text.count("\n") == text.count("\r\n") == 3
 
 
 # On trust.
@@ -268,7 +263,7 @@ def test_without_predictions_elsewhere_there_is_no_table_of_them(trust):
     no_kinds = trust[0] | {"trust": trust[1] | {"kinds": []}}
     assert trust_inputs_table(no_kinds) is None
     assert trust_fpr_table(no_kinds) is None
-    assert set(files(no_kinds)) - set(files(usual().metrics)) == {
+    assert set(text_tables(no_kinds)) - set(text_tables(usual().metrics)) == {
         "trust_calibration.md", "trust_calibration.tex"
     }  # fmt: skip
 
@@ -280,9 +275,9 @@ def test_files_on_trust_are_written_and_go_with_what_they_tell_of(tmp_path, monk
         for name in ("inputs", "calibration")
         for ending in ("csv", "md", "tex")
     }
-    assert expected <= set(attack_files.write(synthetic.findings(), tmp_path))
+    assert expected <= set(files.write(synthetic.findings(), tmp_path))
     assert expected <= {path.name for path in tmp_path.iterdir()}
     # Both tables of calibration are in one file.
     assert (tmp_path / "trust_calibration.md").read_text().count("95 % interval") == 2
-    attack_files.write(usual(), tmp_path)
+    files.write(usual(), tmp_path)
     assert not list(tmp_path.glob("trust_*"))

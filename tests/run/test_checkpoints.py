@@ -143,7 +143,7 @@ def test_a_disk_that_is_full_is_named_and_the_older_checkpoint_stays(run):
 import resource, signal
 import numpy as np
 from pathlib import Path
-from lira_jax import checkpoints
+from lira_jax.run import checkpoints
 from lira_jax.errors import InputError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))

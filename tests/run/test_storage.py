@@ -154,7 +154,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path):
 import resource, signal
 import numpy as np
 from pathlib import Path
-from lira_jax import storage
+from lira_jax.run import storage
 from lira_jax.errors import InputError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))

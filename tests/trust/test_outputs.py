@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lira_jax.config import INPUT_KINDS
-from lira_jax.run import run_dir, storage
+from lira_jax.run import score_files, storage
 from lira_jax.trust import outputs
 from tests.conftest import refusal
 from tests.label_only.synthetic import write_run
@@ -56,7 +56,7 @@ def run(whole, tmp_path):
 
 
 def test_all_that_was_written_is_read_in_the_order_of_tables(whole):
-    found = outputs.read(whole, run_dir.read_score_set(whole))
+    found = outputs.read(whole, score_files.read_score_set(whole))
     assert [kind.name for kind in found.kinds] == ["test", "uniform", "aa", "zoo"]
     assert INPUT_KINDS[0] == "test"
     given = {kind.name: kind for kind in (*MADE.kinds, MADE.fit)}
@@ -167,47 +167,5 @@ def test_a_changed_byte_is_noticed(run):
 
 def test_predictions_are_not_mixed_with_scores_behind_memguard(run):
     storage.write_text(run / "scores.json", json.dumps({"score.memguard": True}))
-    message = refusal(run, lambda: run_dir.read_score_set(run))
+    message = refusal(run, lambda: score_files.read_score_set(run))
     assert message.startswith(f"{run / 'trust'}: made without score.memguard")
-
-
-# The record of a product, which label-only answers have as well.
-
-PRODUCT = run_dir.Product({"zoo": (CLASSES,), "two": ()}, "zoo_parts", "score.py --some")
-
-
-def test_a_record_is_a_table_or_is_refused(tmp_path):
-    path = tmp_path / "zoo.json"
-    assert run_dir.read_record(path, "score.py --some") is None
-    path.write_text('{"a": [1, 2]}')
-    assert run_dir.read_record(path, "score.py --some") == {"a": [1, 2]}
-    path.write_text("3")
-    message = refusal(tmp_path, lambda: run_dir.read_record(path, "score.py --some"))
-    assert message == (
-        f"{path}: damaged (no table); delete {tmp_path} and run score.py --some again"
-    )
-
-
-@pytest.mark.parametrize("made", ["zoo.npy", "two.npy", "zoo_parts"])
-def test_a_product_without_its_record_is_refused(tmp_path, made):
-    run_dir.check_record(tmp_path, PRODUCT, {"a": 1})
-    (tmp_path / made).mkdir()
-    message = refusal(tmp_path, lambda: run_dir.check_record(tmp_path, PRODUCT, {"a": 1}))
-    assert message == (
-        f"{tmp_path / made}: zoo.json, which tells its settings, is missing; delete zoo.json, "
-        "zoo.npy, two.npy and zoo_parts there to make it anew"
-    )
-
-
-@pytest.mark.parametrize(
-    ("now", "words"),
-    [
-        ({"a": 1, "b": 3}, "made with b = 2, not 3"),
-        ({"a": 1}, "made with b = 2, not None"),
-        ({"a": 1, "b": 2, "c": 4}, "made with c = None, not 4"),
-    ],
-)
-def test_a_product_of_other_settings_is_refused_by_the_first_that_differs(tmp_path, now, words):
-    (tmp_path / "zoo.json").write_text('{"a": 1, "b": 2}')
-    run_dir.check_record(tmp_path, PRODUCT, {"a": 1, "b": 2})
-    assert words in refusal(tmp_path, lambda: run_dir.check_record(tmp_path, PRODUCT, now))

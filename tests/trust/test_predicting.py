@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lira_jax import ensemble, scoring, training
+from lira_jax import ensemble, inference, random_streams, scoring, training
 from lira_jax.candidates import build_network, candidates
 from lira_jax.config import (
     DataConfig,
@@ -27,7 +27,7 @@ from lira_jax.config import (
     TrustConfig,
 )
 from lira_jax.interrupts import Stopped
-from lira_jax.run import checkpoints, run_dir, shards
+from lira_jax.run import checkpoints, parts, score_files, shards
 from lira_jax.run.shards import Shard
 from lira_jax.trust import inputs, laplace, outputs
 from lira_jax.trust import predicting as trust_scoring
@@ -70,7 +70,7 @@ def _same_devices():
     short, so that there are several."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ensemble, "set_up", shards.parse)
-        patch.setattr(scoring, "DISPATCH", 40)
+        patch.setattr(inference, "DISPATCH", 40)
         yield
 
 
@@ -80,7 +80,7 @@ def trained(tmp_path_factory):
     experiment = Experiment(
         seed=3,
         data=DataConfig(limit=E),
-        network=NetworkConfig("tests.trust.test_scoring:network"),
+        network=NetworkConfig("tests.trust.test_predicting:network"),
         train=TrainConfig(
             models=4, epochs=4, batch_size=10, mirror=False, shift=0, ema=0.9, group=4
         ),
@@ -90,8 +90,8 @@ def trained(tmp_path_factory):
         ),
     )
     run = tmp_path_factory.mktemp("trust") / "run"
-    training.train(experiment, run, jax.devices()[:2])
-    scoring.score(experiment, run, jax.devices()[:2])
+    training.train(experiment, run, jax.devices()[:1])
+    scoring.score(experiment, run, jax.devices()[:1])
     return experiment, run
 
 
@@ -100,7 +100,7 @@ def made(trained, tmp_path_factory):
     """The same run with its predictions elsewhere, without a disturbance; not to be changed."""
     experiment, run = trained
     run = shutil.copytree(run, tmp_path_factory.mktemp("made") / "run")
-    trust_scoring.score(experiment, run, jax.devices()[:2])
+    trust_scoring.score(experiment, run, jax.devices()[:1])
     return run
 
 
@@ -116,7 +116,7 @@ def brute(trained):
     data = candidates(experiment)
     net = build_network(experiment, data)
     (group,) = checkpoints.saved_groups(run)
-    stored = scoring.restored(run, group, net)
+    stored = inference.restored(run, group, net)
     return data, net, [jax.tree.map(lambda leaf, n=n: leaf[n], stored) for n in range(4)]
 
 
@@ -170,7 +170,7 @@ def test_the_candidates_asked_as_inputs_at_scale_1_give_the_runs_own_logits_bitw
         return inputs.Gathered(None, (one,), {})
 
     monkeypatch.setattr(inputs, "gather", gather)
-    trust_scoring.score(asking(trained[0], laplace=False), run, jax.devices()[:2])
+    trust_scoring.score(asking(trained[0], laplace=False), run, jax.devices()[:1])
     np.testing.assert_array_equal(load(run, "test"), np.load(run / "logits.npy"))
 
 
@@ -179,7 +179,7 @@ def test_laplace_predictions_are_those_of_each_models_own_members(trained, made,
     (experiment, _), (data, net, variables) = trained, brute
     model = 2
     own, key = variables[model], jax.random.key(experiment.seed)
-    key = jax.random.fold_in(jax.random.fold_in(key, trust_scoring.DRAWS), model)
+    key = jax.random.fold_in(jax.random.fold_in(key, random_streams.LAPLACE), model)
     kernel, bias = laplace.last_layer_weights(own, experiment.network.arch)
 
     def about(x):
@@ -235,13 +235,13 @@ def test_neither_the_number_of_devices_nor_a_stop_after_any_part_changes_a_bit(
 ):
     experiment, written = trained[0], []
 
-    def write_part(*arguments, real=run_dir.write_part):
+    def write_part(*arguments, real=parts.write_part):
         real(*arguments)
         written.append(arguments[1])
         if len(written) in (1, 5, 6):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(run_dir, "write_part", write_part)
+    monkeypatch.setattr(parts, "write_part", write_part)
     # Each stop is noticed at the next dispatch, whose part is not written.
     for devices in (1, 4, 2):
         with pytest.raises(Stopped, match="run the same command again to go on") as caught:
@@ -260,7 +260,7 @@ def test_shards_share_the_models_and_the_last_puts_all_together(trained, made, r
     experiment = trained[0]
     trust_scoring.score(experiment, run, jax.devices()[:1], Shard(1, 2))
     assert "models 0–1 are still missing" in capsys.readouterr().out
-    assert outputs.read(run, run_dir.read_score_set(run)) is None
+    assert outputs.read(run, score_files.read_score_set(run)) is None
     trust_scoring.score(experiment, run, jax.devices()[:1], Shard(0, 2))
     assert files(run) == files(made)
     last = capsys.readouterr().out.splitlines()[-1]
@@ -273,9 +273,9 @@ def test_shards_share_the_models_and_the_last_puts_all_together(trained, made, r
 def test_more_models_later_leave_the_rows_of_the_first(trained, made, tmp_path):
     more = with_train(trained[0], models=6)
     run = shutil.copytree(made, tmp_path / "run")
-    training.train(more, run, jax.devices()[:2])
-    trust_scoring.score(more, run, jax.devices()[:2])
-    held = run_dir.read_score_set(run)
+    training.train(more, run, jax.devices()[:1])
+    trust_scoring.score(more, run, jax.devices()[:1])
+    held = score_files.read_score_set(run)
     assert outputs.read(run, held).candidates["probit"].shape == (6, E, 10)
     for name in [path.stem for path in (made / "trust").glob("*.npy")]:
         found, before = load(run, name), load(made, name)
@@ -309,7 +309,7 @@ def test_damage_is_refused_and_made_anew_with_repair(trained, made, run, tmp_pat
     message = refusal(run, lambda: trust_scoring.score(trained[0], run))
     assert "test_sampled.npy: damaged" in message
     assert message.endswith("give score.py --trust --repair True")
-    trust_scoring.score(trained[0], run, jax.devices()[:2], repair=True)
+    trust_scoring.score(trained[0], run, jax.devices()[:1], repair=True)
     assert files(run) == files(made)
 
 
@@ -317,7 +317,7 @@ def test_damage_is_refused_and_made_anew_with_repair(trained, made, run, tmp_pat
 def test_lost_labels_and_samples_are_written_again(trained, made, run, name):
     shutil.copytree(made / "trust", run / "trust")
     (run / "trust" / name).unlink()
-    held = run_dir.read_score_set(run)
+    held = score_files.read_score_set(run)
     message = refusal(run, lambda: outputs.read(run, held))
     assert message.endswith(f"run python score.py --run {run} --trust again")
     trust_scoring.score(trained[0], run)
@@ -330,11 +330,11 @@ def test_lost_labels_and_samples_are_written_again(trained, made, run, name):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"examples": 20}, "test.json: made with examples = 30, not 20; ask for the same to go on"),
-        ({"fit": 10}, "fit.json: made with examples = 12, not 10; ask for the same"),
-        ({"scale": 2.0}, "scaled.json: made with title = inputs × 255, not inputs × 2; ask for"),
-        ({"laplace_samples": 9}, "candidates_probit.json: made with samples = 5, not 9; ask for"),
-        ({"laplace_prior": 1.0}, "candidates_probit.json: made with prior = 0.0, not 1.0; ask for"),
+        ({"examples": 20}, "test.npy: made with examples = 30, not 20; ask for the same to go on"),
+        ({"fit": 10}, "fit.npy: made with examples = 12, not 10; ask for the same"),
+        ({"scale": 2.0}, "scaled.npy: made with title = inputs × 255, not inputs × 2; ask for"),
+        ({"laplace_samples": 9}, "candidates_probit.npy: made with samples = 5, not 9; ask for"),
+        ({"laplace_prior": 1.0}, "candidates_probit.npy: made with prior = 0.0, not 1.0; ask for"),
         ({"inputs": "left_out"}, 'trust.inputs = "left_out": no left_out'),
         ({"generated": "nowhere"}, 'trust.generated = "nowhere": no such folder'),
     ],
@@ -354,14 +354,14 @@ def test_another_seed_of_inputs_is_refused(trained, made, monkeypatch):
 
     monkeypatch.setattr(inputs, "gather", gather)
     message = refusal(made, lambda: trust_scoring.score(trained[0], made))
-    assert "fit.json: made with digest = " in message
+    assert "fit.npy: made with digest = " in message
 
 
 def test_more_kinds_later_leave_what_is_there(trained, made, run):
     shutil.copytree(made / "trust", run / "trust")
     before = files(run)
     experiment = asking(trained[0], inputs="gaussian", laplace=False)
-    trust_scoring.score(experiment, run, jax.devices()[:2])
+    trust_scoring.score(experiment, run, jax.devices()[:1])
     after = files(run)
     assert set(after) - set(before) == {
         "gaussian.npy", "gaussian.json", "gaussian_labels.npy", "gaussian_samples.npy",
@@ -398,8 +398,8 @@ def test_another_process_at_work_on_the_same_models_is_noticed(trained, run):
         other.stdout.readline()
         experiment = asking(trained[0], laplace=False)
         message = refusal(run, lambda: trust_scoring.score(experiment, run))
-        assert "another score.py asks models among 0–3; wait for it or stop it" in message
-        trust_scoring.score(experiment, run, jax.devices()[:2], Shard(0, 2))
+        assert "another score.py is at work on models among 0–3; wait for it or stop it" in message
+        trust_scoring.score(experiment, run, jax.devices()[:1], Shard(0, 2))
         other.communicate(b"\n")
 
 
@@ -425,7 +425,7 @@ def test_inputs_that_no_model_can_take_are_named(trained, run, monkeypatch):
     monkeypatch.setattr(trust_scoring, "build_network", build)
     experiment = asking(trained[0], inputs="scaled", fit=0, laplace=False)
     with pytest.raises(trust_scoring.InputError) as caught:
-        trust_scoring.score(experiment, run, jax.devices()[:2])
+        trust_scoring.score(experiment, run, jax.devices()[:1])
     message = str(caught.value)
     assert "gives a logit that is not finite on input 0 of scaled.npy; leave scaled out" in message
     assert "\n" not in message
@@ -462,7 +462,7 @@ def test_attacks_take_the_predictions_of_the_run(made, run, monkeypatch):
     assert [one["name"] for one in found["calibrations"]] == [
         "plain", "temperature-fit", "laplace-probit", "laplace-sampled",
     ]  # fmt: skip
-    held = run_dir.read_score_set(run)
+    held = score_files.read_score_set(run)
     logits = load(run, "test")
     right = (logits.argmax(axis=2) == load(run, "test_labels")).mean()
     assert found["kinds"][0]["accuracy"] == pytest.approx(right)

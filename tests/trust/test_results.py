@@ -16,9 +16,9 @@ from lira_jax import evaluation
 from lira_jax.attacks import references, shokri
 from lira_jax.config import AttackConfig
 from lira_jax.errors import InputError
+from lira_jax.evaluation import bootstrap
 from lira_jax.score_set import logit_scaled
-from lira_jax.trust import attacks as attacks
-from lira_jax.trust import results
+from lira_jax.trust import attacks, judging, results
 from lira_jax.trust.calibration import with_temperature
 from tests.trust.synthetic import made
 
@@ -30,8 +30,9 @@ KINDS = ("test", "uniform", "digits")
 def _quick():
     """Few replicates, and networks that learn from few pairs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "REPLICATES", 20)
-        patch.setattr(shokri, "SEEN", 400)
+        patch.setattr(bootstrap, "REPLICATES", 20)
+        patch.setattr(shokri, "SEEN", 100)
+        patch.setattr(shokri, "HIDDEN", 8)
         yield
 
 
@@ -73,8 +74,8 @@ def found(both):
 
 
 def test_the_source_model_is_the_first_of_the_next_block():
-    np.testing.assert_array_equal(results.source_of(6, 2), [2, 2, 4, 4, 0, 0])
-    np.testing.assert_array_equal(results.source_of(6, 3), [3, 3, 3, 0, 0, 0])
+    np.testing.assert_array_equal(judging.source_of(6, 2), [2, 2, 4, 4, 0, 0])
+    np.testing.assert_array_equal(judging.source_of(6, 3), [3, 3, 3, 0, 0, 0])
 
 
 def decided(found):
@@ -110,16 +111,6 @@ def test_nothing_of_the_target_tunes_its_thresholds(both):
             assert (one.examples[0] != changed[name].examples[0]).any() or name == "gap"
 
 
-@pytest.mark.parametrize("size", [5, 100, 1000])
-@pytest.mark.parametrize("fpr", [0.01, 0.001, 0.3])
-def test_a_low_threshold_is_the_least_that_so_few_reach(size, fpr):
-    scores = np.random.default_rng(0).normal(size=size)
-    least = results._above(scores, fpr)
-    assert (scores >= least).mean() <= fpr
-    below = scores[scores < least]
-    assert (scores >= below.max()).mean() > fpr
-
-
 # Figures, by loops.
 
 
@@ -127,7 +118,7 @@ def test_a_low_threshold_is_the_least_that_so_few_reach(size, fpr):
 def test_figures_are_those_of_a_count(both, found, name):
     outputs, held = both
     own, keep = scores_of(outputs, held)[name], held.keep
-    sources = results.source_of(6, 2)
+    sources = judging.source_of(6, 2)
     confidence = softmax(held.logits.astype(np.float64), axis=2).max(axis=2)
 
     def cut(target, key):
@@ -135,7 +126,7 @@ def test_figures_are_those_of_a_count(both, found, name):
         if key == "decision":
             return evaluation.best_threshold(own.source[target], mask)
         others = np.sort(own.source[target][~mask])[::-1]
-        return np.nextafter(others[int(results.LOW[key] * len(others))], np.inf)
+        return np.nextafter(others[int(judging.LOW[key] * len(others))], np.inf)
 
     one = attack(found, name)
     assert one["auc"] == pytest.approx(roc_auc_score(keep.ravel(), own.examples.ravel()))
@@ -246,9 +237,9 @@ def test_inputs_are_compared_with_the_models_that_the_mask_of_an_example_names()
             ("max-score-calibrated", lambda _, logits=logits: attacks.max_score(logits)),
         ):
             expected = offline_by_loops(statistic_of, held.keep, 30)
-            np.testing.assert_allclose(found[name].kinds[kind.name], expected, rtol=1e-6)
+            np.testing.assert_allclose(found[name].kinds[kind.name], expected, rtol=1e-5)
     expected = offline_by_loops(lambda _: logit_scaled(held.logits, held.labels), held.keep, 20)
-    np.testing.assert_allclose(found["lira-offline"].examples, expected, rtol=1e-6)
+    np.testing.assert_allclose(found["lira-offline"].examples, expected, rtol=1e-5)
 
 
 def test_no_kind_changes_what_is_found_of_another(both, found):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from lira_jax.attacks import outliers
+from lira_jax.label_only import outliers
 
 
 def features(examples=300, seed=0):

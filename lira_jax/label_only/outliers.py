@@ -1,5 +1,5 @@
 """Examples unlike all others, on which an attack's decisions are surer (Choquette-Choo et al.,
-arXiv 2007.14321, on outliers; after Long et al., `long.py`; METHODS.md, 4).
+arXiv 2007.14321, on outliers; after Long et al., `long.py`; docs/methods.md, 4).
 
 Examples are compared by the last layer's inputs under the source models: two are neighbours where
 the cosine distance of these is at most δ. An outlier is one with few neighbours.
@@ -51,10 +51,10 @@ def find(features: Float[np.ndarray, "S E F"]) -> Outliers:
     models, examples, _ = features.shape
     neighbours, nearest = np.zeros(examples), np.zeros(examples)
     deltas = []
-    for one in features:
-        length = np.linalg.norm(one, axis=1, keepdims=True)
+    for vectors in features:
+        length = np.linalg.norm(vectors, axis=1, keepdims=True)
         # Features that are all 0 have no direction: nothing is near them.
-        unit = (one / np.where(length > 0, length, np.inf)).astype(np.float32)
+        unit = (vectors / np.where(length > 0, length, np.inf)).astype(np.float32)
         delta = _delta(unit)
         deltas.append(delta)
         for start in range(0, examples, CHUNK):

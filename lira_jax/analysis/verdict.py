@@ -1,0 +1,260 @@
+"""The verdict: what the figures of all attacks come to, in words for a reader who knows no ROC.
+
+By the strongest attack, with room for having tried many: an attack does better than guessing where
+its 95 % interval, widened so that all attacks' intervals hold at once (Bonferroni), lies above
+chance. It is widened by Student's t over the folds of targets that the bootstrap resamples, since a
+bootstrap over few folds gives too narrow an interval.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+from scipy.stats import norm
+from scipy.stats import t as student
+
+from lira_jax.attacks import TITLES
+from lira_jax.evaluation import FPRS, wording
+from lira_jax.findings import Vulnerability
+
+LEVELS = {
+    "leak": "Training examples can be recognised",
+    "average": "Weak: members are told only on average",
+    "open": "Signs of a leak, and too few models to be sure",
+    "canaries": "Inserted canaries can be recognised, other examples not surely",
+    "none": "No leak found",
+    "unknown": "One model attacked: no error can be given",
+}
+"""Better than guessing at low false-positive rates; only over all examples; it would be, were the
+intervals of so few models to be relied on; on inserted canaries alone; nowhere beyond its error; no
+intervals to tell by."""
+
+# An example is given away where the attack is right under this share of the models.
+GIVEN_AWAY = 0.9
+
+
+def given_away(exposed: Vulnerability, natural: Bool[np.ndarray, " E"]) -> int:
+    """Examples that the attack is right about under GIVEN_AWAY of the models, surely above chance.
+
+    Args:
+        natural: the examples that count, which canaries do not.
+    """
+    return int(((exposed.success >= GIVEN_AWAY) & (exposed.success_lo > 0.5) & natural).sum())
+
+
+def verdict(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Judge what `metrics.json` holds.
+
+    Returns:
+        level: a key of LEVELS, and its title. sentence: the verdict. hints: what else belongs to
+        it, in sentences. attack: the name of the attack that it is about. figure: what it rests on:
+        the attack's TPR at an FPR, or its AUC (fpr is None); value, interval, chance, and lower,
+        the lower end of the interval that holds for all attacks at once. attacks, folds: numbers of
+        attacks and of folds of targets by which it was widened.
+    """
+    level, sentence, figure = _judge(metrics)
+    hints = [_examples_given_away(metrics), _canaries(metrics)]
+    if hints[-1] and level in ("none", "unknown"):
+        level = "canaries"
+    failed = [
+        str(entry["name"])
+        for entry in (metrics.get("null_check") or {"attacks": ()})["attacks"]
+        if not entry["ok"]
+    ]
+    if failed:
+        names = ", ".join(failed)
+        hints.append(f"The null check failed for {names}: do not rely on what it found.")
+    if metrics["attacks"][0].get("over") == "examples" and level != "unknown":
+        hints.append("One model was attacked: the interval says nothing about others.")
+    return {
+        "level": level,
+        "title": LEVELS[level],
+        "sentence": sentence,
+        "hints": [hint for hint in hints if hint],
+        "attack": figure.entry["name"],
+        "figure": {
+            "fpr": figure.key and FPRS[figure.key],
+            "value": figure.value,
+            "interval": figure.interval and list(figure.interval),
+            "chance": figure.chance,
+            "lower": figure.lower if figure.interval else None,
+        },
+        "attacks": len(metrics["attacks"]),
+        "folds": metrics["folds"],
+    }
+
+
+def in_words(judged: Mapping[str, Any]) -> str:
+    """The verdict's sentence and its hints."""
+    return " ".join([judged["sentence"], *judged["hints"]])
+
+
+@dataclass(frozen=True)
+class _Figure:
+    """One figure of an attack among others.
+
+    Attributes:
+        entry: the attack's part of the metrics.
+        key: of the FPR, for the TPR; None for the AUC.
+        attacks: how many were tried.
+        folds: of targets.
+    """
+
+    entry: Mapping[str, Any]
+    key: str | None
+    attacks: int
+    folds: int
+
+    @property
+    def value(self) -> float:
+        return float(self.entry["tpr_at_fpr"][self.key] if self.key else self.entry["auc"])
+
+    @property
+    def interval(self) -> Sequence[float] | None:
+        return wording.tpr(self.entry, self.key)[1] if self.key else self.entry.get("auc_ci")
+
+    @property
+    def chance(self) -> float:
+        return FPRS[self.key] if self.key else 0.5
+
+    @property
+    def text(self) -> str:
+        return wording.share_text(self.value, self.interval, " %")
+
+    @property
+    def chance_text(self) -> str:
+        return wording.fpr_text(self.key) if self.key else "50 %"
+
+    @property
+    def few(self) -> bool:
+        return self.key is not None and wording.is_few(self.entry, self.key)
+
+    @property
+    def title(self) -> str:
+        return str(self.entry.get("title") or self.entry["name"])
+
+    @property
+    def lower(self) -> float:
+        """The lower end of an interval that holds for all attacks at once."""
+        # Over one target's examples alone there are many of what is resampled.
+        one_target = self.entry.get("over") == "examples"
+        return self._lower(math.inf if one_target else max(self.folds - 1, 1))
+
+    @property
+    def hints(self) -> bool:
+        """Whether it would be above chance, could the bootstrap of so few models be relied on."""
+        return self._lower(math.inf) > self.chance
+
+    def _lower(self, freedom: float) -> float:
+        if self.interval is None:
+            return -math.inf
+        low, high = self.interval
+        # The lower side of a bootstrap interval may have no width at all by chance.
+        half = max(self.value - low, (high - low) / 2)
+        wider = float(student.ppf(1 - 0.025 / self.attacks, freedom) / norm.ppf(0.975))
+        return self.value - half * wider
+
+
+def _figures(metrics: Mapping[str, Any], key: str | None, field: str = "attacks") -> list[_Figure]:
+    entries = metrics.get(field) or ()
+    return [_Figure(entry, key, len(entries), metrics["folds"]) for entry in entries]
+
+
+def _greatest(figures: Sequence[_Figure]) -> _Figure:
+    return max(figures, key=lambda figure: figure.value)
+
+
+def _judge(metrics: Mapping[str, Any]) -> tuple[str, str, _Figure]:
+    """Level, sentence, and the figure that they rest on."""
+    key = wording.telling_fpr(metrics)
+    aucs, tprs = _figures(metrics, None), _figures(metrics, key or "0.01")
+    tried = f"the strongest of {len(aucs)} attacks" if len(aucs) > 1 else "the attack"
+    at_low = f"t a false-alarm rate of {_one_in(tprs[0])}"
+    if all(auc.interval is None for auc in aucs):
+        best = _greatest(tprs)
+        few = " (fewer than ten false alarms stand behind this)" if best.few else ""
+        sentence = (
+            f"A{at_low}, {tried} ({best.title}) recognises {best.text} of the training examples"
+            f"{few}, where guessing gives {best.chance_text}; with one model attacked, how far "
+            "chance had a part in it cannot be said."
+        )
+        return "unknown", sentence, best
+    leaking = [tpr for tpr in tprs if key and tpr.lower > tpr.chance]
+    if leaking:
+        # By what is sure of it: of two that are about as strong, the less uncertain one.
+        best = max(leaking, key=lambda tpr: tpr.interval[0] if tpr.interval else -math.inf)
+        ratio = best.value / best.chance
+        times = f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.1f}"
+        sentence = (
+            f"A{at_low}, {tried} ({best.title}) recognises {best.text} of the training examples: "
+            f"about {times} times as many as guessing."
+        )
+        return "leak", sentence, best
+    above = [auc for auc in aucs if auc.lower > auc.chance]
+    if above:
+        best = _greatest(above)
+        low_rates = (
+            f"A{at_low} no attack is surely better than guessing"
+            if key
+            else "There are too few non-members to judge low false-alarm rates"
+        )
+        sentence = (
+            f"{low_rates}; but of one member and one non-member, {best.title} picks the member in "
+            f"{best.text} of cases, where guessing gives {best.chance_text}."
+        )
+        return "average", sentence, best
+    hinting = [auc for auc, tpr in zip(aucs, tprs, strict=True) if auc.hints or (key and tpr.hints)]
+    if hinting:
+        best = _greatest(hinting)
+        sentence = (
+            f"Of one member and one non-member, {best.title} picks the member in {best.text} of "
+            f"cases, where guessing gives {best.chance_text}; but with {best.entry['targets']} "
+            "models attacked such an interval can be too narrow. Train more models."
+        )
+        return "open", sentence, best
+    if key:
+        best = _greatest(tprs)
+        measured = f"a{at_low}, {tried} ({best.title}) recognises {best.text} of the training "
+        measured += "examples"
+    else:
+        best = _greatest(aucs)
+        measured = f"of one member and one non-member, {tried} ({best.title}) picks the member in "
+        measured += f"{best.text} of cases"
+    sentence = (
+        f"No attack does better than guessing within its error: {measured}, where guessing gives "
+        f"{best.chance_text}."
+    )
+    return "none", sentence, best
+
+
+def _one_in(figure: _Figure) -> str:
+    return f"1 in {round(1 / figure.chance):,}"
+
+
+def _examples_given_away(metrics: Mapping[str, Any]) -> str:
+    exposed = metrics.get("vulnerability") or {}
+    if not exposed.get("given_away"):
+        return ""
+    attack = exposed["attack"]
+    return (
+        f"At its most accurate threshold, {TITLES.get(attack, attack)} is right about "
+        f"{exposed['given_away']:,} of {exposed['examples']:,} examples under "
+        f"{100 * GIVEN_AWAY:.0f} % of the models or more."
+    )
+
+
+def _canaries(metrics: Mapping[str, Any]) -> str:
+    """A sentence on inserted canaries, if some attack surely tells them."""
+    above = [auc for auc in _figures(metrics, None, "canary_attacks") if auc.lower > auc.chance]
+    if not above:
+        return ""
+    best = _greatest(above)
+    return (
+        f"Of one inserted canary that was trained on and one that was not, {best.title} picks "
+        f"the right one in {best.text} of cases."
+    )
