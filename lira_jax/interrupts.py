@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import ClassVar
 
 from lira_jax.progress import say
 
@@ -23,6 +24,8 @@ class StopRequest:
     which clusters send, changes nothing."""
 
     signum: int = 0
+    # Of the latest block: while its program ends, a further SIGTERM still changes nothing.
+    latest: ClassVar[StopRequest | None] = None
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         del frame
@@ -40,10 +43,15 @@ class StopRequest:
             raise Stopped(self.signum, message)
 
 
+def asked_to_end() -> bool:
+    """Whether a signal came in the latest block of `stop_requests`, and the program is ending."""
+    return StopRequest.latest is not None and bool(StopRequest.latest.signum)
+
+
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
     """Collect SIGINT and SIGTERM for the duration of a block."""
-    request = StopRequest()
+    request = StopRequest.latest = StopRequest()
     signals = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(signum, request._receive) for signum in signals]
     try:

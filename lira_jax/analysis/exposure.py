@@ -18,8 +18,8 @@ from lira_jax.csv_text import csv_text
 from lira_jax.findings import Vulnerability
 from lira_jax.score_set import ScoreSet
 
-COLUMNS = ("rank", "example", "label", "d", "mean_log_ratio_in", "mean_log_ratio_out",
-           "success", "success_lo", "success_hi", "canary")  # fmt: skip
+MEASURED = ("d", "mean_log_ratio_in", "mean_log_ratio_out", "success", "success_lo", "success_hi")
+COLUMNS = ("rank", "example", "label", *MEASURED, "canary")
 
 
 def exposure(
@@ -118,7 +118,7 @@ def as_csv(
                 "rank": vulnerability.rank[example],
                 "example": example,
                 "label": None if labels is None else int(labels[example]),
-                **{name: f"{getattr(vulnerability, name)[example]:.6g}" for name in COLUMNS[3:9]},
+                **{name: f"{getattr(vulnerability, name)[example]:.6g}" for name in MEASURED},
                 "canary": 0 if canary is None else int(canary[example]),
             }
             for example in vulnerability.order

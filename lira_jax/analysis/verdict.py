@@ -30,9 +30,9 @@ LEVELS = {
     "none": "No leak found",
     "unknown": "One model attacked: no error can be given",
 }
-"""Better than guessing at low false-positive rates; only over all examples; it would be, were the
-intervals of so few models to be relied on; on inserted canaries alone; nowhere beyond its error; no
-intervals to tell by."""
+"""An attack is surely better than guessing at a low false-positive rate; over all examples only; it
+would be, could the intervals of so few models be relied on; it is on inserted canaries only; no
+attack is; there are no intervals to judge by."""
 
 # An example is given away where the attack is right under this share of the models.
 GIVEN_AWAY = 0.9
@@ -146,7 +146,7 @@ class _Figure:
         return self._lower(math.inf if one_target else max(self.folds - 1, 1))
 
     @property
-    def hints(self) -> bool:
+    def suggests_a_leak(self) -> bool:
         """Whether it would be above chance, could the bootstrap of so few models be relied on."""
         return self._lower(math.inf) > self.chance
 
@@ -208,7 +208,11 @@ def _judge(metrics: Mapping[str, Any]) -> tuple[str, str, _Figure]:
             f"{best.text} of cases, where guessing gives {best.chance_text}."
         )
         return "average", sentence, best
-    hinting = [auc for auc, tpr in zip(aucs, tprs, strict=True) if auc.hints or (key and tpr.hints)]
+    hinting = [
+        auc
+        for auc, tpr in zip(aucs, tprs, strict=True)
+        if auc.suggests_a_leak or (key and tpr.suggests_a_leak)
+    ]
     if hinting:
         best = _greatest(hinting)
         sentence = (

@@ -192,6 +192,6 @@ def _out(parsed: Scores, name: str) -> Path:
 
 def _not_asked(run: Path) -> InputError:
     return InputError(
-        f"{run / answers.FOLDER}: the models have not been asked for labels, or not all of them "
-        f"yet; run {answers.command(run)}"
+        f"{run / answers.FOLDER}: not all models have been asked for labels yet; "
+        f"run {answers.command(run)}"
     )

@@ -15,7 +15,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from lira_jax.commands.lists import LISTS
 from lira_jax.errors import InputError
-from lira_jax.interrupts import Stopped
+from lira_jax.interrupts import Stopped, StopRequest, asked_to_end
 
 T = TypeVar("T")
 
@@ -61,6 +61,11 @@ def parse_ahead(default: T, arguments: Sequence[str]) -> T:
     return parse(default, "", [word for word in arguments if word not in ("-h", "--help")])
 
 
+def _terminate(*_: object) -> None:
+    if not asked_to_end():
+        sys.exit(128 + signal.SIGTERM)
+
+
 def run_stage(stage: Callable[[Sequence[str]], None]) -> None:
     """Run one stage on the command line's arguments; end the program with its exit code.
 
@@ -70,7 +75,8 @@ def run_stage(stage: Callable[[Sequence[str]], None]) -> None:
         if isinstance(stream, io.TextIOWrapper):  # a terminal may lack – or ×
             stream.reconfigure(errors="backslashreplace")
     # Of its own, since process 1 of a container ignores a signal that it has no handler for.
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    StopRequest.latest = None
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         _end(*_outcome(stage))
     finally:

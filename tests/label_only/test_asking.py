@@ -30,7 +30,7 @@ from lira_jax.errors import InputError
 from lira_jax.interrupts import Stopped
 from lira_jax.label_only import asking, carlini_wagner, hop_skip_jump
 from lira_jax.label_only.answers import shifts
-from lira_jax.run import checkpoints, shards, storage
+from lira_jax.run import checkpoints, parts, shards, storage
 from lira_jax.run.shards import Shard
 from tests.conftest import files_of, refusal
 from tests.small_networks import Linear
@@ -275,7 +275,7 @@ def test_flips_of_images_of_two_values_turn_each_feature_with_the_asked_probabil
     assert set(np.unique(np.rint(found[..., 0] * COPIES))) > {0, COPIES}
 
 
-def interrupted(monkeypatch, parts):
+def interrupted(monkeypatch, most):
     """Parts of 16 and 4 examples, and Ctrl-C after so many are written."""
     monkeypatch.setattr(asking, "PART", 16)
     monkeypatch.setattr(asking, "DISTANCES_PART", 4)
@@ -284,7 +284,7 @@ def interrupted(monkeypatch, parts):
     def write_part(*arguments, real=parts.write_part):
         real(*arguments)
         written.append(arguments[2])
-        if len(written) == parts:
+        if len(written) == most:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(parts, "write_part", write_part)
@@ -310,9 +310,9 @@ def test_killed_between_parts_it_goes_on_and_answers_are_bitwise_the_same(
     trained, run, undisturbed, monkeypatch
 ):
     experiment = to_be_asked(trained[0], budget=BUDGET)
-    for parts in (3, 9):
+    for most in (3, 9):
         with monkeypatch.context() as patch:
-            interrupted(patch, parts)
+            interrupted(patch, most)
             with pytest.raises(KeyboardInterrupt):
                 asking.query(experiment, run, jax.devices()[:2])
     # What is whole can be used already: of 3 products, the last was not put together yet.
