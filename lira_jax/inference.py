@@ -19,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Int32
 
-from lira_jax import ensemble
+from lira_jax import ensemble, software
 from lira_jax.candidates import Candidates, build_network, candidates, place
 from lira_jax.config import Experiment
 from lira_jax.errors import InputError
@@ -128,7 +128,9 @@ def restored(run: Path, group: Group, network: Network) -> Any:
         InputError: the checkpoint is damaged or of another network.
     """
     of_one = jax.eval_shape(network.init, jax.random.key(0))
-    like = jax.tree.map(lambda leaf: np.empty((group.size, *leaf.shape), leaf.dtype), of_one)
+    like = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((group.size, *leaf.shape), leaf.dtype), of_one
+    )
     return checkpoints.restore(run, group, like)
 
 
@@ -215,6 +217,7 @@ def make(
             memory for one model.
         Stopped: a signal came; parts written before are kept.
     """
+    tasks = [_bound(stage.run, task) for task in tasks]
     work = [_Work(task, stage.shard.models(task.shape[0])) for task in tasks]
     with ExitStack() as stack:
         for name, item in {item.task.lock: item for item in work}.items():
@@ -224,6 +227,14 @@ def make(
             product, shape = item.task.product, item.task.shape
             made = parts.made(folder, product, *shape, item.share, repair=stage.repair)
             item.left = sorted(set(item.share) - made.rows)
+            others = made.made_with - {product.made_with}
+            if others and item.left:
+                print(
+                    f"{stage.run}: {item.task.title} goes on with other software "
+                    f"({product.made_with}) than it began with ({'; '.join(sorted(others))}): "
+                    "results may differ by rounding",
+                    flush=True,
+                )
 
         @functools.cache
         def begin_once() -> None:
@@ -240,6 +251,7 @@ def make(
                     begin_once()
                     for item in work:
                         for first, arrays in loop.parts(item, wave):
+                            run_dir.identity(stage.run)  # refuses where the run is gone
                             parts.write_part(folder, item.task.product, first, *arrays)
                         if item.task.asked and item.left:
                             # Attacks can use it while the rest is still being asked for.
@@ -248,6 +260,13 @@ def make(
             loop.progress.close()
         begin_once()
         return [parts.assemble(folder, task.product, *task.shape) for task in tasks]
+
+
+def _bound(run: Path, task: Task) -> Task:
+    """The task, its files bound to the run and to the models asked."""
+    binding = {"run": run_dir.identity(run), **({"models": list(task.asked)} if task.asked else {})}
+    product = replace(task.product, binding=binding, made_with=software.in_words())
+    return replace(task, product=product)
 
 
 @dataclass(eq=False)

@@ -194,11 +194,16 @@ class Programs:
             (jax.eval_shape(self.begin, inputs["number"]), inputs),
         )
 
-    def empty(self, size: int) -> State:
-        """Empty arrays of the shapes and types of the states of a group of this size."""
-        numbers = jax.ShapeDtypeStruct((ensemble.slots(size, self.mesh),), np.int32)
-        state = jax.eval_shape(self.begin, numbers)
-        return jax.tree.map(lambda leaf: np.empty((size, *leaf.shape[1:]), leaf.dtype), state)
+    def stored(self, group: Group, steps: int) -> Any:
+        """Shapes and types of what the checkpoint of a group holds: states, or once all steps are
+        made the variables that are scored."""
+        numbers = jax.ShapeDtypeStruct((ensemble.slots(group.size, self.mesh),), np.int32)
+        held = jax.eval_shape(self.begin, numbers)
+        if group.step >= steps:
+            held = jax.eval_shape(self.finish, held)
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((group.size, *leaf.shape[1:]), leaf.dtype), held
+        )
 
 
 def programs(

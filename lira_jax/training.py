@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import functools
-import platform
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-import lira_jax
-from lira_jax import ensemble
+from lira_jax import ensemble, software
 from lira_jax.candidates import Candidates, build_network, candidates, place
 from lira_jax.config import Experiment, keep_fraction
 from lira_jax.defences import dp_sgd, transfer
@@ -60,7 +58,7 @@ def train(
     data = candidates(experiment)
     network = build_network(experiment, data)  # refuses before anything is written
     members = int(data.keep[0].sum())
-    record, privacy, initial = versions(data.digest), "", None
+    record, privacy, initial = {"data_digest": data.digest} | software.versions(), "", None
     if data.held_out:
         record["held_out_digest"] = transfer.digest(data.held_out)
     if experiment.defence.transfer_from:
@@ -71,19 +69,14 @@ def train(
         record["dp_epsilon"] = f"{epsilon:.6g}"
         privacy = dp_sgd.in_words(epsilon, experiment.defence.dp_delta)
     write = run_dir.prepare(run, experiment, data.keep, data.labels, record, repair=repair)
+    before = run_dir.read_versions(run) if (run / run_dir.CONFIG).exists() else {}
     models, steps = experiment.train.models, experiment.train.total_steps(members)
     share = shard.models(models)
     with run_dir.lock(run, "train", share):
         write()
-        if repair:
-            for group in checkpoints.repair(run, share):
-                names = run_dir.as_ranges(group.models)
-                print(f"{run}: models {names} had a damaged checkpoint and are trained again")
         devices = devices or jax.local_devices()
         mesh = ensemble.models_mesh(devices)
         size = max(1, min(ensemble.group_size(experiment.train.group, mesh), len(share)))
-        finished, todo = checkpoints.plan(run, models, steps, size, share)
-        _announce(run, data, experiment, shard, finished, mesh, size, privacy)
         way, measured = Way(1, "vmap"), 0  # for a group of so many models
         stopped = f"{run}: stopped; run the same command again to go on"
 
@@ -97,6 +90,21 @@ def train(
         def in_that_way(way: Way, count: int) -> Programs:
             mesh, placed = on_devices(count)
             return programs(in_way(experiment, way), data, mesh, initial, placed)
+
+        def stored(group: Group) -> Any:
+            return in_that_way(way, min(group.size, len(devices))).stored(group, steps)
+
+        if repair:
+            for group in checkpoints.repair(run, share, stored):
+                print(f"{run}: models {run_dir.as_ranges(group.models)} are trained again")
+        finished, todo = checkpoints.plan(run, models, steps, size, share)
+        _announce(run, data, experiment, shard, finished, mesh, size, privacy)
+        if todo and (changed := software.changed(before)):
+            print(
+                f"{run}: goes on with other software than it began with ({changed}): models may "
+                f"differ by rounding; {run_dir.TRAIN_LOG}/ tells what trained each group",
+                flush=True,
+            )
 
         trained = sum(n in share for group in finished for n in group.models)
         goal = trained + sum(group.size for group in todo)
@@ -120,10 +128,9 @@ def train(
                         trained += group.size
                     except jax.errors.JaxRuntimeError as error:
                         size = ensemble.halved(run, group.size, error)
-                        any_way = in_that_way(way, count)
                         for begun in checkpoints.saved_groups(run):
                             if begun.models == group.models:
-                                checkpoints.halve(run, begun, any_way.empty(begun.size))
+                                checkpoints.halve(run, begun, stored(begun))
                     finished, todo = checkpoints.plan(run, models, steps, size, share)
         finally:
             progress.close()
@@ -205,7 +212,7 @@ def _train_group(
     experiment, run, steps, progress = work.experiment, work.run, work.steps, work.progress
     inputs = group_inputs(experiment, work.data.keep, group, on_mesh.mesh)
     if group.step:
-        stored = checkpoints.restore(run, group, on_mesh.empty(group.size))
+        stored = checkpoints.restore(run, group, on_mesh.stored(group, steps))
         both = (ensemble.put_padded(stored, on_mesh.mesh), inputs)
     else:
         both = (on_mesh.begin(inputs["number"]), inputs)
@@ -241,7 +248,8 @@ def _train_group(
             metrics = ensemble.on_host(on_mesh.metrics(both), group.size)
             record = {"models": [group.first, group.last], "epoch": epoch}
             record |= {name: [round(v, 6) for v in row.tolist()] for name, row in metrics.items()}
-            log.append(record | {"seconds": round(seconds, 3)} | asdict(way))
+            how = asdict(way) | {"software": software.in_words()}
+            log.append(record | {"seconds": round(seconds, 3)} | how)
             seconds = 0.0
             accuracy = (
                 f"member acc {metrics['member_accuracy'].mean():.1%}, "
@@ -273,20 +281,3 @@ def _refuse_non_finite(loss: np.ndarray, group: Group, epoch: int) -> None:
             "smaller train.learning_rate, more train.weight_decay or train.dtype float32 (in a new "
             "--run folder)"
         )
-
-
-def versions(digest: str) -> dict[str, str]:
-    """What config.toml records under [run] beside the settings."""
-    import flax
-    import optax
-
-    return {
-        "data_digest": digest,
-        "lira_jax": lira_jax.__version__,
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "flax": flax.__version__,
-        "optax": optax.__version__,
-        "numpy": np.__version__,
-        "platform": f"{sys.platform} {jax.default_backend()}",
-    }

@@ -27,6 +27,7 @@ from etils.epath import backend, gpath
 from fsspec.registry import _registry
 from matplotlib.figure import Figure
 
+from lira_jax import config_file
 from lira_jax.config import DataConfig, Experiment, NetworkConfig, ScoreConfig, TrainConfig
 from lira_jax.errors import InputError
 from tests.object_store import ObjectStore
@@ -170,6 +171,15 @@ def with_train(experiment: Experiment, **changes: object) -> Experiment:
     """The experiment with fields of [train] replaced."""
     train = dataclasses.replace(experiment.train, **changes)  # type: ignore[arg-type]
     return dataclasses.replace(experiment, train=train)
+
+
+def begin_run(run: Path, seed: int = 0) -> Path:
+    """Make a folder a run, of which nothing is trained."""
+    experiment = Experiment(seed=seed)
+    run.mkdir(parents=True, exist_ok=True)
+    versions = {"data_digest": "0123456789abcdef" * 4}
+    (run / "config.toml").write_text(config_file.to_toml(experiment, versions))
+    return run
 
 
 def refusal(folder: Path | None, call: Callable[[], object]) -> str:

@@ -357,7 +357,7 @@ def both(small, tmp_path_factory):
 
 def test_asking_later_computes_only_what_is_missing(small, both, monkeypatch):
     before, after = files_of(small[1]), files_of(both[1])
-    new = {"merlin.npy", "merlin.json", "gradient_norm.npy"}
+    new = {f"{name}.{end}" for name in ("merlin", "gradient_norm") for end in ("npy", "json")}
     assert after.keys() - before.keys() == new
     assert {name: after[name] for name in before} == before
 
@@ -376,9 +376,9 @@ def test_without_a_score_file_all_three_are_made_at_once_to_the_same_bytes_of_mo
     experiment, run = both
     copy, read = shutil.copytree(run, tmp_path / "run"), []
 
-    def read_checked(path, remedy, real=checkpoints.read_checked):
+    def read_checked(path, *others, real=checkpoints.read_checked):
         read.append(path.name)
-        return real(path, remedy)
+        return real(path, *others)
 
     monkeypatch.setattr(checkpoints, "read_checked", read_checked)
     for name in ("scores.npy", "logits.npy", "merlin.npy", "merlin.json", "gradient_norm.npy"):

@@ -75,7 +75,8 @@ def about_run(run: Path, experiment: Experiment) -> About:
     versions = run_dir.read_versions(run)
     about = About(
         settings=flatten(score_files.as_scored(run, experiment)),
-        versions={name: text for name, text in versions.items() if name not in run_dir.DIGESTS},
+        versions={name: text for name, text in versions.items() if name not in run_dir.DIGESTS}
+        | _other_versions(run),
     )
     try:
         data = datasets.load(experiment.data, experiment.seed)
@@ -85,6 +86,15 @@ def about_run(run: Path, experiment: Experiment) -> About:
     except InputError as error:  # the attacks need no images
         return replace(about, no_images=str(error))
     return replace(about, images=images, classes=data.classes)
+
+
+def _other_versions(run: Path) -> dict[str, str]:
+    """What was computed with what, where it was not all with the same versions."""
+    trained, scored = run_dir.trained_with(run), score_files.scored_with(run)
+    if len({*trained, *scored}) < 2:
+        return {}
+    groups = (f"models {run_dir.as_ranges(models)}: {text}" for text, models in trained.items())
+    return {"trained with": "; ".join(groups), "scored with": "; ".join(scored)}
 
 
 def analyse(

@@ -37,8 +37,9 @@ from jaxtyping import Bool, Float32, Int32
 from lira_jax.config import LabelOnlyConfig
 from lira_jax.errors import InputError
 from lira_jax.fields import refusal
-from lira_jax.run.parts import read_record
-from lira_jax.run.storage import read_array
+from lira_jax.run import run_dir
+from lira_jax.run.parts import Product, is_there, read_record, recorded
+from lira_jax.run.storage import names, read_array, refuse_other
 from lira_jax.score_set import ScoreSet
 
 FOLDER = "label_only"
@@ -224,8 +225,10 @@ def read(run: Path, score_set: ScoreSet) -> LabelAnswers | None:
             that the source models or the targets have trained on all of them, or on none.
     """
     folder = run / FOLDER
-    asked = read_models(folder)
+    asked = read_models(run)
     if asked is None:
+        if there := [name for name in names(folder) if name.endswith((".npy", ".json"))]:
+            raise _damaged(folder / MODELS, f"missing, with {there[0]} beside it", folder)
         return None
     models, examples = score_set.keep.shape
     sources, targets = (_numbers_of(folder, asked, side, models) for side in ("sources", "targets"))
@@ -238,7 +241,7 @@ def read(run: Path, score_set: ScoreSet) -> LabelAnswers | None:
     arrays = {
         name: array
         for name in ARRAYS
-        if (array := _read(run, name, len(sources), len(both), examples)) is not None
+        if (array := _read(run, name, sources, targets, examples)) is not None
     }
     if not arrays:
         return None
@@ -292,13 +295,17 @@ def of_first(answers: LabelAnswers, count: int) -> LabelAnswers:
     )
 
 
-def read_models(folder: Path) -> dict[str, Any] | None:
-    """What models.json tells; None if there is none.
+def read_models(run: Path) -> dict[str, Any] | None:
+    """What models.json of a run tells; None if there is none.
 
     Raises:
-        InputError: it is damaged.
+        InputError: it is damaged, or another run's.
     """
-    return read_record(folder / MODELS, _anew(folder))
+    path, remedy = run / FOLDER / MODELS, _anew(run / FOLDER)
+    asked = read_record(path, remedy)
+    if asked is not None and "run" in asked:  # of earlier versions it is not
+        refuse_other(path, asked, {"run": run_dir.identity(run)}, remedy)
+    return asked
 
 
 def _anew(folder: Path) -> str:
@@ -320,14 +327,18 @@ def _numbers_of(folder: Path, asked: Mapping[str, Any], side: str, models: int) 
     return tuple(numbers)
 
 
-def _read(run: Path, name: str, sources: int, models: int, examples: int) -> Answers | None:
+def _read(
+    run: Path, name: str, sources: Sequence[int], targets: Sequence[int], examples: int
+) -> Answers | None:
     """One array with its settings, models first; None where it is not whole yet."""
     folder = run / FOLDER
     path = folder / f"{name}.npy"
-    if not path.is_file():
-        return None
     record = name.removesuffix("_queries")  # spent on distances, and made with their settings
-    settings = read_record(folder / f"{record}.json", _anew(folder))
+    remedy = f"run {command(run)} again"
+    product = Product({record: ()}, f"{record}_parts", COMMAND)
+    if not is_there(path, product.record, remedy):
+        return None
+    settings = recorded(folder, product)
     needs = ("examples", *SETTINGS[record])
     if settings is None or not all(need in settings for need in needs):
         reason = f"{record}.json, which tells its settings, is missing or incomplete"
@@ -339,9 +350,10 @@ def _read(run: Path, name: str, sources: int, models: int, examples: int) -> Ans
         inner = _inner_shape(name, settings)
     except ValueError as error:
         raise _damaged(folder / f"{record}.json", str(error), folder) from None
-    asked = sources if name == "features" else models
-    remedy = f"run {command(run)} again"
-    array = read_array(path, np.float32, (count, asked, *inner), remedy)
+    asked = [*sources] if name == "features" else [*sources, *targets]
+    binding = {"run": run_dir.identity(run), "models": asked}
+    about = replace(product, settings=settings, binding=binding).about(name)
+    array = read_array(path, np.float32, (count, len(asked), *inner), remedy, about)
     least, most = (-np.inf, np.inf) if name == "features" else (0.0, _MOST.get(name, np.inf))
     for start in range(0, count, _CHUNK):
         part = array[start : start + _CHUNK]

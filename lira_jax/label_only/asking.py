@@ -85,14 +85,15 @@ def query(
                 f"label_only: of {task.product.name}, {words}; ask about more with "
                 "--label_only.examples 0 --label_only.boundary_examples 0"
             )
-    _check_models(folder, asked)
+    _check_models(run, asked)
     for task in tasks if not repair else ():
         parts.check_settings(folder, task.product)
     scoring.score(experiment, run, devices, shard, repair=repair)
 
     def begin() -> None:
-        _check_models(folder, asked)  # another shard may have begun since
-        parts.write_record(folder / answers.MODELS, _models(asked))
+        _check_models(run, asked)  # another shard may have begun since
+        bound = _models(asked) | {"run": run_dir.identity(run)}
+        parts.write_record(folder / answers.MODELS, bound)
 
     lacking = inference.make(stage, "label-only", tasks, finished, folder, begin)
     _say(run, asked, tasks, lacking, shard)
@@ -380,14 +381,14 @@ def _others(examples: int) -> Int32[np.ndarray, " S"]:
     return np.linspace(0, examples - 1, min(examples, OTHERS)).astype(np.int32)
 
 
-def _models(asked: Asked) -> dict[str, list[int]]:
+def _models(asked: Asked) -> dict[str, Any]:
     """What models.json tells."""
     return {"sources": list(asked.sources), "targets": list(asked.targets)}
 
 
-def _check_models(folder: Path, asked: Asked) -> None:
+def _check_models(run: Path, asked: Asked) -> None:
     """Refuse to ask other models than those whose answers are there, or unknown ones."""
-    before = answers.read_models(folder)
+    folder, before = run / answers.FOLDER, answers.read_models(run)
     if before is None and any((folder / f"{name}.json").exists() for name in answers.SETTINGS):
         raise InputError(
             f"{folder}: {answers.MODELS}, which tells whose answers these are, is missing; delete "

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import re
-import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from lira_jax import foreign
 from lira_jax.errors import InputError
-from lira_jax.run.run_dir import CHECKPOINTS, as_ranges
+from lira_jax.run.run_dir import CHECKPOINTS, as_ranges, binding
 from lira_jax.run.storage import names, read_checked, remove, write_checked
 
+_FOREIGN = "not of this network"
 _NAME = re.compile(r"models_(\d+)-(\d+)_step_(\d+)\.npz")
 
 
@@ -77,10 +79,12 @@ def save(run: Path, group: Group, tree: Any) -> None:
     """Write a checkpoint of `group.step`; those before it go once this one is whole.
 
     Raises:
-        InputError: it cannot be written, as when the disk is full; the one before it stays.
+        InputError: it cannot be written, as when the disk is full; the one before it stays. Or
+            the run is gone.
     """
     arrays = {_name(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(tree)}
-    write_checked(_path(run, group), lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
+    about = binding(run, _path(run, group).stem)
+    write_checked(_path(run, group), lambda file: np.savez(file, **arrays), about)  # type: ignore[arg-type]
     for other in _files(run):
         if (other.first, other.last) == (group.first, group.last) and other.step != group.step:
             remove(_path(run, other))
@@ -91,12 +95,13 @@ def _name(path: tuple[Any, ...]) -> str:
 
 
 def verify(run: Path, group: Group) -> bytes:
-    """Read a checkpoint's file and check that it is what was written.
+    """Read a checkpoint's file and check that it is what was written, by this run, for this group.
 
     Raises:
-        InputError: missing, truncated or changed.
+        InputError: missing, truncated, changed, of another run or renamed.
     """
-    return read_checked(_path(run, group), _remedy(group))
+    path = _path(run, group)
+    return read_checked(path, _remedy(group), binding(run, path.stem))
 
 
 def _remedy(group: Group) -> str:
@@ -113,18 +118,19 @@ def restore(run: Path, group: Group, like: Any) -> Any:
         InputError: the checkpoint is damaged or of another network.
     """
     content = verify(run, group)
-    try:
-        with np.load(io.BytesIO(content)) as file:
-            arrays = dict(file)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise _foreign(run, group, str(error)) from None
+    with (
+        foreign.reading(_path(run, group), _remedy(group), _FOREIGN),
+        np.load(io.BytesIO(content), allow_pickle=False) as file,
+    ):
+        arrays = dict(file)
 
     def read(path: tuple[Any, ...], wanted: Any) -> np.ndarray:
         name = _name(path)
         array = arrays.pop(name, None)
         if array is None:
             raise _foreign(run, group, f"no array {name}")
-        if array.dtype.kind == "V":  # NumPy does not name bfloat16
+        # NumPy does not name bfloat16.
+        if array.dtype.kind == "V" and array.dtype.itemsize == wanted.dtype.itemsize:
             array = array.view(wanted.dtype)
         if (array.shape, array.dtype) != (wanted.shape, wanted.dtype):
             reason = f"{name} is {array.dtype} {list(array.shape)}"
@@ -138,11 +144,14 @@ def restore(run: Path, group: Group, like: Any) -> Any:
 
 
 def _foreign(run: Path, group: Group, reason: str) -> InputError:
-    return InputError(f"{_path(run, group)}: not of this network ({reason}); {_remedy(group)}")
+    return InputError(f"{_path(run, group)}: {_FOREIGN} ({reason}); {_remedy(group)}")
 
 
-def repair(run: Path, models: range) -> list[Group]:
-    """Remove the damaged checkpoints among those that begin with one of these models.
+def repair(run: Path, models: range, like: Callable[[Group], Any]) -> list[Group]:
+    """Remove the damaged and foreign checkpoints among those that begin with one of these models.
+
+    Args:
+        like: what the checkpoint of a group should hold, as for `restore`.
 
     Returns:
         The groups removed.
@@ -151,8 +160,9 @@ def repair(run: Path, models: range) -> list[Group]:
     for group in _files(run):
         if group.first in models:
             try:
-                verify(run, group)
-            except InputError:
+                restore(run, group, like(group))
+            except InputError as error:
+                print(f"removed: {error}")
                 remove(_path(run, group))
                 removed.append(group)
     return removed

@@ -4,15 +4,17 @@ Rows are written in parts, `PARTS/NAME_FIRST-LAST.npy`, and put together into NA
 there. What a product was made with is its `settings`, recorded in NAME.json and checked wherever
 the product is gone on with. Label-only answers and trust predictions have NAME.json from before
 their first part on; scores have it beside the whole, and until then in the names of their parts.
-No JAX.
+Once the product is whole, NAME.json says so, and from then on a file that is missing is missed.
+Every file says about itself which run's it is, what it holds, of which rows and with which
+settings. No JAX.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,9 @@ from jaxtyping import Float32
 
 from lira_jax.errors import InputError
 from lira_jax.run.storage import (
+    is_remote,
     names,
+    open_array,
     read_array,
     remove,
     write_array,
@@ -43,6 +47,9 @@ class Product:
             none; None where there always was one.
         record_first: whether NAME.json is written before the first part. Else parts carry the
             settings in their names.
+        binding: what its files say about themselves beside their own name, rows and settings: the
+            run they belong to, and models asked.
+        made_with: versions of what computes it, which files tell too.
     """
 
     arrays: Mapping[str, tuple[int, ...]]
@@ -51,6 +58,8 @@ class Product:
     settings: Mapping[str, Any] = field(default_factory=dict)
     usual: Mapping[str, Any] | None = None
     record_first: bool = False
+    binding: Mapping[str, Any] = field(default_factory=dict)
+    made_with: str = ""
 
     @property
     def remedy(self) -> str:
@@ -78,6 +87,14 @@ class Product:
         """First and last row of a part; None if the file is no part of this product."""
         match = re.fullmatch(rf"{re.escape(self._stem(self.name))}_(\d+)-(\d+)\.npy", part)
         return (int(match[1]), int(match[2])) if match else None
+
+    def about(self, name: str, first: int | None = None, last: int | None = None) -> dict[str, Any]:
+        """What a file must say about itself: the whole, or a part with these rows; nothing where
+        the product is bound to no run."""
+        if not self.binding:
+            return {}
+        rows = {} if first is None else {"rows": [first, last]}
+        return {**self.binding, "holds": name, **rows, "settings": dict(self.settings)}
 
     def _stem(self, name: str) -> str:
         unnamed = self.record_first or self.settings == self.usual
@@ -108,7 +125,30 @@ def recorded(folder: Path, product: Product) -> Mapping[str, Any] | None:
         InputError: its record is damaged.
     """
     table = read_record(folder / product.record, _anew(product))
-    return product.usual if table is None else table
+    if table is None:
+        return product.usual
+    return {key: value for key, value in table.items() if key != _WHOLE}
+
+
+def is_there(path: Path, record: str, remedy: str) -> bool:
+    """Whether a file of a product is there to be read.
+
+    Args:
+        record: name of the file beside it that tells the settings, and whether all was made.
+        remedy: what the user should do where it should be there.
+
+    Raises:
+        InputError: it is not, though the record says that it was made; or it is a link to nothing,
+            or no file.
+    """
+    if path.exists():
+        return True
+    _refuse_dangling(path, remedy)
+    if (read_record(path.with_name(record), remedy) or {}).get(_WHOLE):
+        raise InputError(
+            f"{path}: is missing, and {record} says that it was made; put it back, or {remedy}"
+        )
+    return False
 
 
 def check_settings(folder: Path, product: Product, *, repair: bool = False) -> None:
@@ -146,6 +186,17 @@ def check_settings(folder: Path, product: Product, *, repair: bool = False) -> N
             )
 
 
+def _refuse_dangling(path: Path, remedy: str) -> None:
+    if not is_remote(path) and path.is_symlink() and not path.exists():
+        raise InputError(
+            f"{path}: is a link to nothing; put back what it led to, or delete it and {remedy}"
+        )
+
+
+# What a record tells once all files of its product are there.
+_WHOLE = "whole"
+
+
 def write_record(path: Path, table: Mapping[str, Any]) -> None:
     """Write what `read_record` reads."""
     write_text(path, json.dumps(dict(table)) + "\n")
@@ -166,7 +217,14 @@ def write_part(folder: Path, product: Product, first: int, *arrays: np.ndarray) 
     """Write float32 arrays [R, …] of R rows from `first` on; they count once all are there."""
     last = first + len(arrays[0]) - 1
     for name, array in reversed(list(zip(product.arrays, arrays, strict=True))):
-        write_array(folder / product.parts / product.part(name, first, last), array)
+        about = product.about(name, first, last) | _made_with([product.made_with])
+        write_array(folder / product.parts / product.part(name, first, last), array, about)
+
+
+def _made_with(versions: Iterable[str]) -> dict[str, Any]:
+    """What a file tells of the versions that computed its rows."""
+    known = sorted({text for text in versions if text})
+    return {"made_with": known} if known else {}
 
 
 def parts_of(folder: Path, product: Product) -> list[tuple[int, int]]:
@@ -181,10 +239,12 @@ class Made:
     Attributes:
         whole: rows in the product's own files, the first so many.
         parts: (first, last) of the parts that hold the others.
+        made_with: the versions that computed them, as far as files tell.
     """
 
     whole: int
     parts: list[tuple[int, int]]
+    made_with: frozenset[str] = frozenset()
 
     @property
     def rows(self) -> set[int]:
@@ -210,13 +270,21 @@ def made(
         InputError: a damaged or foreign file, or one made with other views or settings.
     """
 
-    def rows_in(path: Path, name: str, count: int | None = None) -> int:
-        if not path.exists():
-            return 0
+    made_with: set[str] = set()
+
+    def rows_in(path: Path, name: str, rows: tuple[int, int] | tuple[()] = ()) -> int:
         shape = product.arrays[name]
+        count = rows[1] - rows[0] + 1 if rows else None
         expected = (None,) if name == "scores" else shape
+        about = product.about(name, *rows)
         try:
-            array = read_array(path, np.float32, (count, columns, *expected), product.remedy)
+            _refuse_dangling(path, product.remedy)
+            if not path.exists():
+                return 0
+            array, says = open_array(
+                path, np.float32, (count, columns, *expected), product.remedy, about
+            )
+            made_with.update(says.get("made_with", ()))
         except InputError as error:
             if not repair:
                 raise
@@ -242,13 +310,16 @@ def made(
             for name in product.arrays
         }
         if share is None or first in share:
-            there = all([rows_in(path, name, size) == size for name, path in paths.items()])
+            there = all(
+                [rows_in(path, name, (first, last)) == size for name, path in paths.items()]
+            )
         else:
             there = all(path.exists() for path in paths.values())
         if there and last < rows:
             parts.append((first, last))
     whole = min([rows_in(folder / f"{name}.npy", name) for name in product.arrays])
-    return Made(whole, [(first, last) for first, last in parts if last >= whole])
+    left = [(first, last) for first, last in parts if last >= whole]
+    return Made(whole, left, frozenset(made_with))
 
 
 def _refuse_other_parts(folder: Path, product: Product) -> None:
@@ -280,26 +351,36 @@ def assemble(folder: Path, product: Product, rows: int, columns: int) -> list[in
     if missing:
         return missing
 
-    def each_row(name: str, shape: tuple[int | None, ...]) -> Iterator[np.ndarray]:
+    def each_row(
+        name: str, shape: tuple[int | None, ...], about: dict[str, Any]
+    ) -> Iterator[np.ndarray]:
+        made_with: set[str] = set()
+
+        def read(path: Path, *rows: int) -> np.ndarray:
+            own = product.about(name, *rows)
+            array, says = open_array(path, np.float32, shape, product.remedy, own)
+            made_with.update(says.get("made_with", ()))
+            about.update(_made_with(made_with))
+            return array
+
         if so_far.whole:
-            whole = read_array(folder / f"{name}.npy", np.float32, shape, product.remedy)
-            yield from whole[: so_far.whole, None]
+            yield from read(folder / f"{name}.npy")[: so_far.whole, None]
         done = so_far.whole
         for first, last in sorted(so_far.parts):
             path = folder / product.parts / product.part(name, first, last)
-            yield from read_array(path, np.float32, shape, product.remedy)[done - first :, None]
+            yield from read(path, first, last)[done - first :, None]
             done = max(done, last + 1)
 
     try:
         if so_far.whole < rows:
-            if product.settings != product.usual:
-                write_record(folder / product.record, product.settings)
-            else:
-                remove(folder / product.record)  # of files deleted since
+            # Of files deleted since, it may tell other settings.
+            write_record(folder / product.record, product.settings)
             # Rows count only where all files have them, so a kill between two loses none.
             for name, inner in reversed(list(product.arrays.items())):
-                each = each_row(name, (None, columns, *inner))
-                write_rows(folder / f"{name}.npy", np.float32, (rows, columns, *inner), each)
+                about = product.about(name)
+                each = each_row(name, (None, columns, *inner), about)
+                write_rows(folder / f"{name}.npy", np.float32, (rows, columns, *inner), each, about)
+        write_record(folder / product.record, {**product.settings, _WHOLE: True})
     except InputError:
         # Another shard may have put all together and removed the parts while this one read them.
         if made(folder, product, rows, columns, nobody).whole < rows:
@@ -309,16 +390,35 @@ def assemble(folder: Path, product: Product, rows: int, columns: int) -> list[in
 
 
 def read_rows(
-    path: Path, inner: Sequence[int | None], models: int, remedy: str
+    path: Path,
+    inner: Sequence[int | None],
+    models: int,
+    remedy: str,
+    product: Product,
 ) -> Float32[np.ndarray, "N ..."] | None:
     """An array [N, …] that is there for all models, memory-mapped; None if it is not yet.
 
+    Args:
+        path: of a file of the product, in its folder.
+        inner: shape behind the models.
+        models: N.
+        remedy: what the user should do.
+        product: with the run that it belongs to; its settings are those that its record tells.
+
     Raises:
-        InputError: it is damaged or foreign, or of more models than the run has.
+        InputError: it is damaged or foreign, or of more models than the run has, or missing though
+            it was made.
     """
-    if not path.is_file():
+    if not is_there(path, product.record, remedy):
         return None
-    array = read_array(path, np.float32, (None, *inner), remedy)
+    settings = recorded(path.parent, product)
+    if settings is None:
+        raise InputError(
+            f"{path}: {product.record}, which tells its settings, is missing; put it back, or "
+            f"delete {path} and {remedy}"
+        )
+    about = replace(product, settings=settings).about(path.name.removesuffix(".npy"))
+    array = read_array(path, np.float32, (None, *inner), remedy, about)
     if len(array) > models:
         raise InputError(f"{path}: holds {len(array)} models, the run {models}; delete it")
     return array if len(array) == models else None

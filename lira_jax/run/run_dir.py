@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ import numpy as np
 from jaxtyping import Bool, Int32
 
 from lira_jax import config as configs
-from lira_jax import config_file
+from lira_jax import config_file, foreign
 from lira_jax.config import Experiment
 from lira_jax.errors import InputError
-from lira_jax.run import continuing, storage
+from lira_jax.run import continuing, locks, storage
 from lira_jax.run.storage import names, read_array, write_array, write_text
 
 CONFIG = "config.toml"
@@ -30,6 +30,8 @@ LABELS = "labels.npy"
 CHECKPOINTS = "checkpoints"
 TRAIN_LOG = "train_log"
 _RETRAIN = "run train.py again, or give train.py --repair True"
+# More than any run has; a log that tells of more is foreign.
+_MOST_MODELS = 10**6
 # What config.toml holds the SHA-256 of under [run], beside versions.
 DIGESTS = {
     "data_digest": "the data",
@@ -56,7 +58,7 @@ def lock(folder: Path, name: str, numbers: range, what: str = "models") -> Itera
         f"{folder}: another {script}.py is at work on {what} among {as_ranges(numbers)}; "
         "wait for it or stop it"
     )
-    with storage.lock(folder / f".lock-{name}", numbers, refusal):
+    with locks.lock(folder / f".lock-{name}", numbers, refusal):
         storage.sweep(folder)
         yield
 
@@ -89,14 +91,44 @@ def read_membership(
     Raises:
         InputError: a file is missing, truncated, foreign or does not fit the configuration.
     """
-    keep = read_array(run / KEEP, np.bool_, (experiment.train.models, None), _RETRAIN)
-    labels = read_array(run / LABELS, np.int32, (None,), _RETRAIN)
+    _refuse_foreign_config(run, identity(run))
+    shape = (experiment.train.models, None)
+    keep = read_array(run / KEEP, np.bool_, shape, _RETRAIN, binding(run, KEEP))
+    labels = read_array(run / LABELS, np.int32, (None,), _RETRAIN, binding(run, LABELS))
     if keep.shape[1] != len(labels):
         raise InputError(
             f"{run}: {KEEP} is of {keep.shape[1]} examples, {LABELS} of {len(labels)}; "
             f"delete both and {_RETRAIN}"
         )
     return keep, labels
+
+
+def identity(run: Path) -> str:
+    """Which run a folder holds (`continuing.identity`).
+
+    Raises:
+        InputError: none, as when it was deleted while a stage was at work.
+    """
+    if not (run / CONFIG).is_file():
+        raise InputError(
+            f"{run}: the run is gone (no {CONFIG}): it was moved or deleted while this was at "
+            "work; put it back and run the same command again"
+        )
+    return _identity(config_file.load(run / CONFIG), read_versions(run))
+
+
+def binding(run: Path, holds: str) -> dict[str, Any]:
+    """What a file of a run says about itself: which run's it is, and what it holds.
+
+    Raises:
+        InputError: no run is there (any more).
+    """
+    return {"run": identity(run), "holds": holds}
+
+
+def _identity(experiment: Experiment, versions: Mapping[str, str]) -> str:
+    digests = {key: versions[key] for key in DIGESTS if key in versions}
+    return continuing.identity(experiment, digests)
 
 
 def prepare(
@@ -155,15 +187,12 @@ def prepare(
         )
     else:
         old = None
-    old_keep = _kept(run / KEEP, keep, (None, keep.shape[1]), repair)
-    old_labels = _kept(run / LABELS, labels, labels.shape, repair)
-    common = min(len(old_keep), len(keep))
-    if old and (common < old.train.models or not np.array_equal(old_keep[:common], keep[:common])):
-        raise InputError(
-            f"{run / KEEP}: masks differ from those of this seed; use another --run folder"
-        )
-    if old and not np.array_equal(old_labels, labels):
-        raise InputError(f"{run / LABELS}: labels differ from the data; use another --run folder")
+    own = _identity(experiment, versions)
+    about = {name: {"run": own, "holds": name} for name in (KEEP, LABELS)}
+    if old:
+        _refuse_foreign_config(run, own)
+    old_keep = _kept(run / KEEP, keep, about[KEEP], repair, old.train.models if old else 0)
+    old_labels = _kept(run / LABELS, labels, about[LABELS], repair, len(labels))
 
     def write() -> None:
         if old is None:
@@ -174,28 +203,94 @@ def prepare(
             (run / LABELS, labels, old_labels),
         ):
             if kept is array or len(kept) < len(array):
-                write_array(path, array)
+                write_array(path, array, about[path.name])
         if old and experiment != old:
-            # Last: the run has more models only once all else says so.
-            write_text(run / CONFIG, config_file.to_toml(experiment, versions))
+            # Last: the run has more models only once all else says so. Each group's log tells the
+            # versions that trained it; these are those that the run began with.
+            write_text(run / CONFIG, config_file.to_toml(experiment, versions | read_versions(run)))
 
     return write
 
 
-def _kept(path: Path, drawn: np.ndarray, shape: Sequence[int | None], repair: bool) -> np.ndarray:
-    """What a file of a run holds, or `drawn` itself if it is gone and is to be written again."""
+def _kept(
+    path: Path, drawn: np.ndarray, about: Mapping[str, Any], repair: bool, least: int
+) -> np.ndarray:
+    """What a file of a run holds, or `drawn` itself if it is to be written (again).
+
+    Args:
+        least: rows that it must have.
+
+    Raises:
+        InputError: damaged or of another run, and not to be repaired; or other values than those
+            drawn, when the configuration may as well be the one that is wrong.
+    """
+    if not path.exists():
+        return drawn
     try:
-        return read_array(path, drawn.dtype, shape, _RETRAIN) if path.exists() else drawn
-    except InputError:
+        kept = read_array(path, drawn.dtype, (None, *drawn.shape[1:]), _RETRAIN, about)
+    except InputError as error:
         if not repair:
             raise
+        print(f"written again: {error}")
         return drawn
+    common = min(len(kept), len(drawn))
+    if common < least or not np.array_equal(kept[:common], drawn[:common]):
+        what = "masks are not those of this seed" if path.name == KEEP else "are not the data's"
+        raise InputError(
+            f"{path}: {what}, or {CONFIG} is of another run; put the right one back, or delete "
+            f"{path.name} and run train.py again"
+        )
+    return kept
+
+
+def _refuse_foreign_config(run: Path, own: str) -> None:
+    """Refuse a config.toml that is not the run's own: to repair a run by it would throw all away.
+
+    Raises:
+        InputError: masks and labels both say that they are of one and the same other run.
+    """
+    others = set()
+    for name in (KEEP, LABELS):
+        try:
+            says = storage.says_of(run / name, _RETRAIN)
+        except InputError:  # which is told, or repaired, by whoever reads it
+            return
+        others.add(None if says is None else says.get("run"))
+    if len(others) == 1 and not others & {None, own}:
+        raise InputError(
+            f"{run / CONFIG}: is of another run than {KEEP} and {LABELS} beside it, or was "
+            "changed; put it back as it was, or use another --run folder"
+        )
+
+
+def unbound(run: Path, files: Sequence[str]) -> list[str]:
+    """Those of some arrays of a run that do not say which run they belong to, as those of earlier
+    versions; files that are missing are left out.
+
+    Raises:
+        InputError: a foreign file.
+    """
+    there = [name for name in files if (run / name).exists()]
+    return [name for name in there if storage.says_of(run / name, _RETRAIN) is None]
 
 
 def read_versions(run: Path) -> dict[str, str]:
-    """The [run] table of config.toml: versions and the data's digest."""
-    table = tomllib.loads((run / CONFIG).read_text(encoding="utf-8-sig")).get("run", {})
-    return table if isinstance(table, dict) else {}
+    """The [run] table of config.toml: versions and the data's digest.
+
+    Raises:
+        InputError: it cannot be read, or holds anything but text.
+    """
+    path = run / CONFIG
+    advice = "put it back as training wrote it"
+    foreign.check_regular(path, advice)
+    with foreign.reading(path, advice):
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig")).get("run", {})
+    if not isinstance(table, dict):
+        raise InputError(f"{path}: run = {table!r}: must be a table; {advice}")
+    for key, value in table.items():
+        if not isinstance(value, str):
+            raise InputError(f"{path}: run.{key} = {value}: must be text; {advice}")
+    return table
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
@@ -209,24 +304,37 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     return [record for path in paths for record in read_log_file(path)]
 
 
+def trained_with(run: Path) -> dict[str, list[int]]:
+    """The versions that trained a run, as its log tells them, and the models that each trained.
+
+    Raises:
+        InputError: a damaged log.
+    """
+    models: dict[str, set[int]] = {}
+    for record in read_log(run):
+        first, last = record["models"]
+        text = str(record.get("software", "those that the run began with"))
+        models.setdefault(text, set()).update(range(first, last + 1))
+    return {text: sorted(numbers) for text, numbers in models.items()}
+
+
 def read_log_file(path: Path) -> list[dict[str, Any]]:
     """The lines of one group's log; none if there is no such file.
 
     Raises:
         InputError: a line that training did not write.
     """
+    advice = "delete this file, which only people read, and run train.py again"
+    foreign.check_regular(path, advice)
     records = []
     for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], 1):
-        try:
+        place, what = f"{path}: line {number}", "not one that training wrote"
+        with foreign.reading(place, advice, what):
             record = json.loads(line)
-            if not {"models", "epoch"} <= set(record):
-                raise ValueError
-            records.append(record)
-        except (ValueError, TypeError):
-            raise InputError(
-                f"{path}: line {number} is not one that training wrote; delete this file, "
-                "which only people read, and run train.py again"
-            ) from None
+            first, last = record["models"]
+            if not 0 <= first <= last < _MOST_MODELS or record["epoch"] < 0:
+                raise InputError(f"{place}: {what}; {advice}")
+        records.append(record)
     return records
 
 

@@ -8,14 +8,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32, Int32
 
 from lira_jax.config import Experiment, keep_fraction
+from lira_jax.data import membership
 from lira_jax.errors import InputError
+from lira_jax.progress import say
 from lira_jax.run.parts import Product, parts_of, read_rows, recorded
-from lira_jax.run.run_dir import as_ranges, canary_mask, read_config, read_membership
-from lira_jax.run.storage import array_shape, read_array
-from lira_jax.score_set import ScoreSet
+from lira_jax.run.run_dir import (
+    CONFIG,
+    KEEP,
+    LABELS,
+    as_ranges,
+    canary_mask,
+    identity,
+    read_config,
+    read_membership,
+    unbound,
+)
+from lira_jax.run.storage import array_shape, read_array, says_of
+from lira_jax.score_set import ScoreSet, logit_scaled
 
 SCORES = "scores.npy"
 LOGITS = "logits.npy"
@@ -46,6 +58,10 @@ def gradient_norm() -> Product:
     return Product({"gradient_norm": ()}, "gradient_norm_parts", command, usual={})
 
 
+# Whose settings are those that their records tell.
+_PHI, _MERLIN, _NORM = phi(0, 0), merlin(100, 0.02), gradient_norm()
+
+
 def as_scored(run: Path, experiment: Experiment) -> Experiment:
     """The experiment of a run, its [score] as the files of its scores tell.
 
@@ -60,12 +76,22 @@ def as_scored(run: Path, experiment: Experiment) -> Experiment:
         "score.views": array_shape(run / SCORES)[2],
         "score.noisy_queries": 0,
         "score.gradient_norm": _is_whole(run, "gradient_norm", experiment),
-        **(recorded(run, phi(0, 0)) or {}),
+        **(recorded(run, _PHI) or {}),
     }
     if _is_whole(run, "merlin", experiment):
-        settings |= recorded(run, merlin(0, 0)) or {}
+        settings |= recorded(run, _MERLIN) or {}
     changes = {name.removeprefix("score."): value for name, value in settings.items()}
     return dataclasses.replace(experiment, score=dataclasses.replace(experiment.score, **changes))
+
+
+def scored_with(run: Path) -> list[str]:
+    """The versions that computed a run's scores, as far as their file tells.
+
+    Raises:
+        InputError: a foreign file.
+    """
+    says = says_of(run / SCORES, "run score.py again") if (run / SCORES).exists() else None
+    return [str(text) for text in (says or {}).get("made_with", ())]
 
 
 def _is_whole(run: Path, name: str, experiment: Experiment) -> bool:
@@ -92,14 +118,20 @@ def read_score_set(run: Path) -> ScoreSet:
         for first, last in parts_of(run, phi(0, 0, guarded))
         for n in range(first, last + 1)
     }
+    own = {"run": identity(run)}
     whole = 0
-    if (run / SCORES).is_file() or not in_parts:
-        scores = read_array(run / SCORES, np.float32, (None, examples, None), remedy)
-        logits = read_array(run / LOGITS, np.float32, (None, examples, None), remedy)
+    if (run / SCORES).exists() or not in_parts:
+        product = dataclasses.replace(_PHI, binding=own, settings=recorded(run, _PHI) or {})
+        scores, logits = (
+            read_array(
+                run / f"{name}.npy", np.float32, (None, examples, None), remedy, product.about(name)
+            )
+            for name in product.arrays
+        )
         whole = min(len(scores), len(logits))
         if scores.shape[2] != experiment.score.views:
             remedy += f" --score.views {scores.shape[2]}"
-        guarded = bool((recorded(run, phi(0, 0)) or {}).get("score.memguard"))
+        guarded = bool(product.settings.get("score.memguard"))
         if guarded != experiment.score.memguard:
             remedy += f" --score.memguard {guarded}"
         for other in ("merlin.npy", "trust"):
@@ -118,11 +150,21 @@ def read_score_set(run: Path) -> ScoreSet:
         raise InputError(f"{run / SCORES}: holds {whole} models, the run {models}; delete it")
     _, block = keep_fraction(experiment.train.keep)
 
-    def optional(name: str, option: str) -> Float32[np.ndarray, "N E"] | None:
-        command = f"score.py --score.{option}"
-        again = f"run {command} again, or give {command} --repair True"
-        return read_rows(run / f"{name}.npy", (examples,), models, again)
+    def optional(product: Product) -> Float32[np.ndarray, "N E"] | None:
+        path, settings = run / product.files[0], recorded(run, product)
+        if product is _MERLIN and settings and settings.keys() == product.settings.keys():
+            product = merlin(*settings.values())  # whose command makes it again
+        product = dataclasses.replace(product, binding=own)
+        return read_rows(path, (examples,), models, product.remedy, product)
 
+    _check_masks(run, experiment, keep)
+    _check_phi(run, scores, logits, labels)
+    if old := unbound(run, [KEEP, LABELS, SCORES, LOGITS]):
+        say(
+            f"{run}: {', '.join(old)} were written by an earlier version and do not say which run "
+            "they belong to; they were held against the seed and each other instead",
+            "stderr",
+        )
     return ScoreSet(
         scores,
         keep,
@@ -130,7 +172,50 @@ def read_score_set(run: Path) -> ScoreSet:
         str(run / SCORES),
         labels,
         logits,
-        merlin=optional("merlin", "noisy_queries T"),
-        gradient_norm=optional("gradient_norm", "gradient_norm True"),
+        merlin=optional(_MERLIN),
+        gradient_norm=optional(_NORM),
         canary=canary_mask(experiment, examples) if experiment.data.canaries else None,
     )
+
+
+def _check_masks(run: Path, experiment: Experiment, keep: Bool[np.ndarray, "N E"]) -> None:
+    """Refuse masks other than those that the run's seed draws."""
+    kept_folds, block = keep_fraction(experiment.train.keep)
+    models, examples = keep.shape
+    drawn = membership.blocked_masks(experiment.seed, models, examples, kept_folds, block)
+    if not np.array_equal(keep, drawn):
+        raise InputError(
+            f"{run / KEEP}: masks are not those of this run's seed, or {CONFIG} is another run's; "
+            f"put the right one back, or delete {KEEP} and run train.py again"
+        )
+
+
+# Examples whose φ is held against logits and labels: enough to tell files of different runs apart.
+_HELD = 2_000
+
+
+def _check_phi(
+    run: Path,
+    scores: Float32[np.ndarray, "N E Q"],
+    logits: Float32[np.ndarray, "N E K"],
+    labels: Int32[np.ndarray, "E"],
+) -> None:
+    """Refuse scores that are not φ of the logits and labels beside them, on some examples."""
+    chosen = np.arange(0, len(labels), -(-len(labels) // _HELD))
+    some = np.asarray(logits[:, chosen], np.float64)
+    if labels.min() < 0 or labels.max() >= logits.shape[2]:
+        raise InputError(
+            f"{run / LABELS}: labels up to {labels.max()}, and {LOGITS} are of {logits.shape[2]} "
+            "classes; put the right file back"
+        )
+    off = np.abs(scores[:, chosen, 0] - logit_scaled(some, labels[chosen]))
+    # Both are rounded to float32, φ from logits of which the largest loses most.
+    allowed = 1e-3 + 1e-4 * np.abs(some).max(axis=-1)
+    bad = np.argwhere(~(off <= allowed))
+    if len(bad):
+        model, example = int(bad[0][0]), int(chosen[bad[0][1]])
+        raise InputError(
+            f"{run}: {SCORES} is not what {LOGITS} and {LABELS} give, first at model {model}, "
+            f"example {example}: one of them is another run's; put it back, or delete {SCORES} and "
+            f"{LOGITS} and run score.py again"
+        )

@@ -1,31 +1,38 @@
-"""Files that are whole or absent, arrays that tell when they are damaged, and locks.
+"""Files that are whole or absent, and arrays that tell when they are damaged and whose they are.
 
 Every file is written beside its place and moved there, so that a kill at any moment leaves the old
-file or the new one. An array ends in a checksum of all that comes before it; `numpy.load` does not
-mind. A folder may be in Google's object store, `gs://bucket/…`, where an object appears whole, once
-it is uploaded. No JAX.
+file or the new one. An array ends in what it says about itself, a line of JSON such as the run that
+it belongs to, and in a checksum of all that comes before; `numpy.load` does not mind. A folder may
+be in Google's object store, `gs://bucket/…`, where an object appears whole, once it is uploaded. No
+JAX.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import logging
 import os
+import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
 
+from lira_jax import foreign
 from lira_jax.errors import InputError
 
 _MARK = b"\nsha256 "
 _TRAILER = len(_MARK) + 64 + 1
+# What may lie between the content and the checksum, and at most so long.
+_ABOUT = re.compile(rb"\n(\{.*\})", re.DOTALL)
+_LONGEST = 2**16
 _BESIDE = ".unfinished-"
 _COPY = 2**22
 
@@ -172,11 +179,17 @@ def sweep(folder: Path) -> None:
                         (Path(where) / name).unlink(missing_ok=True)
 
 
-def write_checked(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Write a file whole or not at all, and a checksum after what `write` writes."""
+def write_checked(
+    path: Path, write: Callable[[BinaryIO], Any], about: Mapping[str, Any] | None = None
+) -> None:
+    """Write a file whole or not at all, and after what `write` writes what it says about itself,
+    which is read only then, and a checksum of both."""
 
     def write_both(file: BinaryIO) -> None:
         write(file)
+        file.seek(0, os.SEEK_END)
+        if about:
+            file.write(b"\n" + json.dumps(about, sort_keys=True).encode())
         file.seek(0)
         digest = hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
         file.seek(0, os.SEEK_END)
@@ -185,13 +198,17 @@ def write_checked(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     write_whole(path, write_both)
 
 
-def read_checked(path: Path, remedy: str) -> bytes:
+def read_checked(path: Path, remedy: str, about: Mapping[str, Any] | None = None) -> bytes:
     """What `write` wrote for `write_checked`.
 
+    Args:
+        about: what the file must say about itself, as far as it says anything.
+
     Raises:
-        InputError: missing, truncated or changed.
+        InputError: missing, truncated or changed, or another file under this name.
         OSError: a disk or an object store that does not give it.
     """
+    foreign.check_regular(path, remedy)
     try:
         with _reading(path, remedy) if is_remote(path) else nullcontext():
             content = path.read_bytes()
@@ -202,15 +219,61 @@ def read_checked(path: Path, remedy: str) -> bytes:
         raise InputError(
             f"{path}: damaged: its length or checksum is not what was written; {remedy}"
         )
-    return content[:-_TRAILER]
+    content = content[:-_TRAILER]
+    says = _says_at_end(content)
+    refuse_other(path, says[1], about or {}, remedy)
+    return content[: says[0]]
 
 
-def write_array(path: Path, array: np.ndarray) -> None:
+def _says_at_end(content: bytes) -> tuple[int, dict[str, Any] | None]:
+    """Where the content ends, and what follows it about itself."""
+    start = content.rfind(b"\n{", max(0, len(content) - _LONGEST))
+    says = _parsed(content[start:]) if start >= 0 else None
+    return (len(content), None) if says is None else (start, says)
+
+
+def _parsed(tail: bytes) -> dict[str, Any] | None:
+    match = _ABOUT.fullmatch(tail)
+    try:
+        table = json.loads(match[1]) if match else None
+    except (ValueError, RecursionError):
+        return None
+    return table if isinstance(table, dict) else None
+
+
+def refuse_other(
+    path: Path, says: Mapping[str, Any] | None, about: Mapping[str, Any], remedy: str
+) -> None:
+    """Refuse a file that says about itself that it is another.
+
+    Args:
+        says: what it says; None for a file of earlier versions, which says nothing.
+        about: what it should say.
+
+    Raises:
+        InputError: something of it differs; do `remedy`.
+    """
+    for key, expected in json.loads(json.dumps(about)).items() if says is not None else ():
+        there = says.get(key) if says is not None else None
+        if there != expected:
+            reason = f"its {key} are {there}, not {expected}: it is another file than its name says"
+            if key == "run":
+                reason = "belongs to another run than the config.toml of this one, or that does"
+            raise InputError(f"{path}: {reason}; put the right one back, or delete it and {remedy}")
+
+
+def write_array(path: Path, array: np.ndarray, about: Mapping[str, Any] | None = None) -> None:
     """Write an array as .npy with its checksum, whole or not at all."""
-    write_rows(path, array.dtype, array.shape, [array])
+    write_rows(path, array.dtype, array.shape, [array], about)
 
 
-def write_rows(path: Path, dtype: Any, shape: Sequence[int], parts: Iterable[np.ndarray]) -> None:
+def write_rows(
+    path: Path,
+    dtype: Any,
+    shape: Sequence[int],
+    parts: Iterable[np.ndarray],
+    about: Mapping[str, Any] | None = None,
+) -> None:
     """Write an array that need not fit into memory, given in parts along its first axis."""
 
     def write(file: BinaryIO) -> None:
@@ -223,10 +286,27 @@ def write_rows(path: Path, dtype: Any, shape: Sequence[int], parts: Iterable[np.
             rows += len(part)
         assert rows == shape[0], (rows, shape)
 
-    write_checked(path, write)
+    write_checked(path, write, about)
 
 
-def read_array(path: Path, dtype: Any, shape: Sequence[int | None], remedy: str) -> np.ndarray:
+def read_array(
+    path: Path,
+    dtype: Any,
+    shape: Sequence[int | None],
+    remedy: str,
+    about: Mapping[str, Any] | None = None,
+) -> np.ndarray:
+    """Memory-map an array, as `open_array` does."""
+    return open_array(path, dtype, shape, remedy, about)[0]
+
+
+def open_array(
+    path: Path,
+    dtype: Any,
+    shape: Sequence[int | None],
+    remedy: str,
+    about: Mapping[str, Any] | None = None,
+) -> tuple[np.ndarray, Mapping[str, Any]]:
     """Memory-map an array after checking that it is what was written, and what belongs there.
 
     Args:
@@ -234,28 +314,31 @@ def read_array(path: Path, dtype: Any, shape: Sequence[int | None], remedy: str)
         dtype: expected element type.
         shape: expected shape; None accepts any length.
         remedy: what the user should do, for the message.
+        about: what the file must say about itself, as far as it says anything: files of earlier
+            versions do not.
+
+    Returns:
+        The array, and what its file says about itself.
 
     Raises:
-        InputError: missing, truncated, changed or foreign file, another dtype or shape.
+        InputError: missing, truncated, changed or foreign file, another dtype or shape, or another
+            file under this name.
         OSError: an object store that does not give it.
     """
     if is_remote(path):
-        return _read_remote(path, dtype, shape, remedy)
+        return _read_remote(path, dtype, shape, remedy, about)
+    foreign.check_regular(path, f"delete it and {remedy}")
     try:
         whole = _is_as_written(path)  # before the header, of which any part may be damaged
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; {remedy}") from None
-    except IsADirectoryError:
-        whole = False
     if not whole:
         raise InputError(
             f"{path}: damaged: its length or checksum is not what was written; "
             f"delete it and {remedy}"
         )
-    try:
-        array = np.lib.format.open_memmap(path, "r")
-    except ValueError as error:  # a checkpoint in its place, say
-        raise InputError(f"{path}: not a NumPy array ({error}); delete it and {remedy}") from None
+    array, says = _mapped(path, remedy)
+    refuse_other(path, says, about or {}, remedy)
     expected = "[" + ", ".join("any" if size is None else str(size) for size in shape) + "]"
     fits = array.ndim == len(shape) and all(
         size in (None, actual) for size, actual in zip(shape, array.shape, strict=True)
@@ -265,7 +348,47 @@ def read_array(path: Path, dtype: Any, shape: Sequence[int | None], remedy: str)
             f"{path}: holds {array.dtype} {list(array.shape)} instead of "
             f"{np.dtype(dtype)} {expected}; it is not this run's: delete it and {remedy}"
         )
-    return array
+    return array, says or {}
+
+
+def _mapped(path: Path, remedy: str) -> tuple[np.memmap, dict[str, Any] | None]:
+    """An array of a local file, and what the file says about itself.
+
+    Raises:
+        InputError: not a NumPy array (a checkpoint in its place, say), or one of another length
+            than the file has.
+    """
+    with foreign.reading(path, f"delete it and {remedy}", "not a NumPy array"):
+        array = np.lib.format.open_memmap(path, "r")
+    end, size = array.offset + array.nbytes, path.stat().st_size - _TRAILER
+    tail = b""
+    if 0 < size - end <= _LONGEST:
+        with path.open("rb") as file:
+            file.seek(end)
+            tail = file.read(size - end)
+    says = _parsed(tail)
+    if size != end and says is None:
+        raise InputError(
+            f"{path}: damaged: its array is of {array.nbytes} bytes, and the file has "
+            f"{size - array.offset} for it; delete it and {remedy}"
+        )
+    return array, says
+
+
+def says_of(path: Path, remedy: str) -> dict[str, Any] | None:
+    """What an array's file says about itself, whose numbers are not read; None if it says nothing,
+    as those of earlier versions.
+
+    Raises:
+        InputError: missing, or no array of `write_array` or `write_rows`.
+    """
+    if is_remote(path):
+        with _local_copy(path, remedy) as local:
+            return _mapped(local, remedy)[1]
+    if not path.exists():
+        raise InputError(f"{path}: no such file; {remedy}")
+    foreign.check_regular(path, f"delete it and {remedy}")
+    return _mapped(path, remedy)[1]
 
 
 def array_shape(path: Path) -> tuple[int, ...]:
@@ -274,12 +397,11 @@ def array_shape(path: Path) -> tuple[int, ...]:
     Raises:
         InputError: a missing or foreign file.
     """
-    try:
-        with path.open("rb") as file:
-            np.lib.format.read_magic(cast(Any, file))
-            return np.lib.format.read_array_header_1_0(cast(Any, file))[0]
-    except (FileNotFoundError, ValueError) as error:
-        raise InputError(f"{path}: not a NumPy array ({error}); delete it") from None
+    foreign.check_regular(path, "delete it")
+    with foreign.reading(path, "delete it", "not a NumPy array"), path.open("rb") as file:
+        np.lib.format.read_magic(cast(Any, file))
+        shape: tuple[int, ...] = np.lib.format.read_array_header_1_0(cast(Any, file))[0]
+    return shape
 
 
 def _is_as_written(path: Path) -> bool:
@@ -307,15 +429,28 @@ def _reading(path: Path, remedy: str) -> Iterator[None]:
         raise OSError(errno.EIO, f"cannot be read ({_reason(error)})", str(path)) from None
 
 
-def _read_remote(path: Path, dtype: Any, shape: Sequence[int | None], remedy: str) -> np.ndarray:
+def _read_remote(
+    path: Path,
+    dtype: Any,
+    shape: Sequence[int | None],
+    remedy: str,
+    about: Mapping[str, Any] | None,
+) -> tuple[np.ndarray, Mapping[str, Any]]:
     """Read through a local copy, which is gone from the folder, not the disk, while mapped."""
+    with _local_copy(path, remedy) as local:
+        return open_array(local, dtype, shape, remedy, about)
+
+
+@contextmanager
+def _local_copy(path: Path, remedy: str) -> Iterator[Path]:
+    """A copy of an object on this disk; refusals name the object."""
     store, name = _store(path)
     with tempfile.TemporaryDirectory(prefix="lira_jax_") as folder:
         local = Path(folder) / path.name
         with _reading(path, remedy):
             store.get_file(name, str(local))
         try:
-            return read_array(local, dtype, shape, remedy)
+            yield local
         except InputError as error:
             raise InputError(str(error).replace(str(local), str(path))) from None
 
@@ -329,40 +464,3 @@ def remove(path: Path) -> None:
             path.rmtree()  # type: ignore[attr-defined]
         else:
             shutil.rmtree(path)
-
-
-@contextmanager
-def lock(path: Path, numbers: range, refusal: str) -> Iterator[None]:
-    """Hold a lock on some models for as long as this process works on them.
-
-    Byte n of the file stands for model n, so ranges conflict exactly where they overlap, and the
-    kernel lets go when the process ends, however it ends. Object stores have no locks.
-
-    Raises:
-        InputError: another process holds one of them; the message is `refusal`.
-    """
-    if is_remote(path) or not numbers:
-        yield
-        return
-    try:
-        import fcntl  # not on Windows
-
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("ab")
-    except ImportError:
-        yield
-        return
-    except OSError as error:
-        raise cannot_write(path, error.strerror or str(error)) from None
-    with file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, len(numbers), numbers.start)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise InputError(refusal) from None
-            print(
-                f"{path}: this file system has no locks ({error.strerror}); make sure yourself "
-                "that no other process works on the same models",
-                flush=True,
-            )
-        yield

@@ -31,7 +31,8 @@ from jaxtyping import Float32, Int32, UInt8
 
 from lira_jax.config import INPUT_KINDS
 from lira_jax.errors import InputError
-from lira_jax.run.parts import Product, read_record, read_rows
+from lira_jax.run import run_dir
+from lira_jax.run.parts import Product, is_there, read_record, read_rows
 from lira_jax.run.storage import names, read_array
 from lira_jax.score_set import ScoreSet
 
@@ -112,12 +113,13 @@ def read(run: Path, score_set: ScoreSet) -> Outputs | None:
     folder = run / FOLDER
     assert score_set.logits is not None
     models, examples, classes = score_set.logits.shape
-    beside = tuple(f"_{end}.npy" for end in ("labels", "samples", *LAPLACE))
+    beside = tuple(f"_{end}" for end in ("labels", "samples", *LAPLACE))
+    files = [file.rpartition(".") for file in names(folder)]
+    made = {name for name, _, end in files if end in ("npy", "json") and not name.endswith(beside)}
     kinds = [
         kind
-        for file in names(folder)
-        if file.endswith(".npy") and not file.endswith(beside)
-        if (kind := _kind(run, file.removesuffix(".npy"), models, classes)) is not None
+        for name in sorted(made - {CANDIDATES})
+        if (kind := _kind(run, name, models, classes)) is not None
     ]
     candidates = _laplace(run, CANDIDATES, models, examples, classes)
     if not kinds and not candidates:
@@ -152,16 +154,21 @@ def _kind(run: Path, name: str, models: int, classes: int) -> Kind | None:
     if record is None or not fits or record["examples"] < 1:
         raise _damaged(folder / f"{name}.json", "not as scoring writes it", run)
     count, remedy = record["examples"], f"run {command(run)} again"
-    logits = _logits(run, folder / f"{name}.npy", models, count, classes)
+    product = plain(name, classes, {})
+    logits = _logits(run, folder / f"{name}.npy", models, count, classes, product)
     if logits is None:
         return None
-    labels = read_array(folder / f"{name}_labels.npy", np.int32, (count,), remedy)
+    labels = read_array(
+        folder / f"{name}_labels.npy", np.int32, (count,), remedy,
+        about_inputs(run, name, "labels", record["digest"]),
+    )  # fmt: skip
     # Temperatures are fitted to labels; of other inputs, all have one or none has.
     if labels.max() >= classes or labels.min() < (0 if name == FIT or labels.max() >= 0 else -1):
         raise _damaged(folder / f"{name}_labels.npy", f"not labels of {classes} classes", run)
     samples = read_array(
-        folder / f"{name}_samples.npy", np.uint8, (min(count, SAMPLES), None, None, None), remedy
-    )
+        folder / f"{name}_samples.npy", np.uint8, (min(count, SAMPLES), None, None, None), remedy,
+        about_inputs(run, name, "samples", record["digest"]),
+    )  # fmt: skip
     every = {"plain": logits} | _laplace(run, name, models, count, classes)
     return Kind(name, record["title"], record["scale"], labels, samples, every)
 
@@ -170,19 +177,23 @@ def _laplace(
     run: Path, name: str, models: int, count: int, classes: int
 ) -> dict[str, Float32[np.ndarray, "N M K"]]:
     """Logits by LAPLACE; none where they are not whole yet."""
+    product, remedy = laplace(name, classes, {}), f"run {command(run)} again"
     paths = {kind: run / FOLDER / f"{name}_{kind}.npy" for kind in LAPLACE}
-    if not all(path.is_file() for path in paths.values()):
+    if not all([is_there(path, product.record, remedy) for path in paths.values()]):
         return {}
-    arrays = {kind: _logits(run, path, models, count, classes) for kind, path in paths.items()}
+    arrays = {
+        kind: _logits(run, path, models, count, classes, product) for kind, path in paths.items()
+    }
     return {kind: logits for kind, logits in arrays.items() if logits is not None}
 
 
 def _logits(
-    run: Path, path: Path, models: int, count: int, classes: int
+    run: Path, path: Path, models: int, count: int, classes: int, product: Product
 ) -> Float32[np.ndarray, "N M K"] | None:
     """Finite logits of all models; None where some are missing yet."""
     remedy = f"run {command(run)} again, or give it --repair True"
-    array = read_rows(path, (count, classes), models, remedy)
+    product = replace(product, binding={"run": run_dir.identity(run)})
+    array = read_rows(path, (count, classes), models, remedy, product)
     for model, row in enumerate(array if array is not None else ()):
         for start in range(0, count, _CHUNK):
             bad = ~np.isfinite(row[start : start + _CHUNK]).all(axis=1)
@@ -194,6 +205,16 @@ def _logits(
 
 def _damaged(path: Path, reason: str, run: Path) -> InputError:
     return InputError(f"{path}: damaged ({reason}); delete {path.parent} and run {command(run)}")
+
+
+def about_inputs(run: Path, kind: str, what: str, digest: str) -> dict[str, Any]:
+    """What KIND_labels.npy and KIND_samples.npy say about themselves.
+
+    Args:
+        what: `labels` or `samples`.
+        digest: of the inputs.
+    """
+    return run_dir.binding(run, f"{kind}_{what}") | {"digest": digest}
 
 
 def record_of(title: str, examples: int, scale: float, digest: str) -> dict[str, Any]:

@@ -79,9 +79,10 @@ def score(
 
     def begin() -> None:
         for kind in plain:
-            storage.write_array(folder / f"{kind.kind}_labels.npy", kind.labels)
-            samples = kind.images[: outputs.SAMPLES]
-            storage.write_array(folder / f"{kind.kind}_samples.npy", samples)
+            samples = np.asarray(kind.images[: outputs.SAMPLES])
+            for name, array in (("labels", kind.labels), ("samples", samples)):
+                about = outputs.about_inputs(run, kind.kind, name, inputs.digest(kind))
+                storage.write_array(folder / f"{kind.kind}_{name}.npy", array, about)
 
     lacking = inference.make(stage, "trust", tasks, finished, folder, begin)
     what = ", ".join(f"{len(kind.images)} {kind.title}" for kind in plain)

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 import lira_jax
-from lira_jax import config, config_file, inference, training
+from lira_jax import config, config_file, inference, software, training
 from lira_jax.analysis import analyse
 from lira_jax.attacks import Family
 from lira_jax.candidates import build_network, candidates
@@ -85,8 +85,14 @@ def in_parts(run, models):
     for name in ("scores.npy", "logits.npy"):
         (run / name).unlink()
     for model in models:
-        product = score_files.phi(phi.shape[2], logits.shape[2])
+        product = bound(run, score_files.phi(phi.shape[2], logits.shape[2]))
         parts.write_part(run, product, model, phi[[model]], logits[[model]])
+
+
+def bound(run, product):
+    """The product as score.py makes it."""
+    binding = {"run": run_dir.identity(run)}
+    return dataclasses.replace(product, binding=binding, made_with=software.in_words())
 
 
 def assert_same_run(run, other):
@@ -338,7 +344,8 @@ def test_noisy_queries_and_gradient_norms_can_be_asked_for_later(call, refused, 
     options = ("--score.noisy_queries", 3, "--score.noise", 0.5)
     assert call(score, "--run", run, *options, "--score.gradient_norm", "True").code == 0
     after = files_of(run)
-    assert after.keys() - before.keys() == {"merlin.npy", "merlin.json", "gradient_norm.npy"}
+    new = {f"{name}.{end}" for name in ("merlin", "gradient_norm") for end in ("npy", "json")}
+    assert after.keys() - before.keys() == new
     assert {name: after[name] for name in before} == before
     message = refused(score, "--run", run, "--score.noisy_queries", "3")
     assert "made with score.noise = 0.5, not 0.02; ask for the same" in message
@@ -530,7 +537,7 @@ def test_on_request_damaged_models_are_trained_and_scored_again(refused, call, r
         assert message.endswith("run train.py with --repair True to train models 2–3 again")
     assert call(train, "--run", run).out == f"{run}: all 4 models are trained\n"
     out = call(train, "--run", run, "--repair", "True").out
-    assert f"{run}: models 2–3 had a damaged checkpoint and are trained again" in out
+    assert f"{run}: models 2–3 are trained again" in out
     assert call(score, "--run", run).code == 0
     assert_same_run(run, made)
     flip(run / "logits.npy")
@@ -641,7 +648,7 @@ def test_a_run_in_an_object_store_is_bitwise_that_on_a_disk(
     name = "bucket/some/run/checkpoints/models_00002-00003_step_20.npz"
     store[name] = store[name][:-9]
     assert f"error: gs://{name}: damaged" in call(score, *second).err
-    assert "models 2–3 had a damaged checkpoint" in call(train, *second, "--repair", "True").out
+    assert "models 2–3 are trained again" in call(train, *second, "--repair", "True").out
     assert call(score, *second).code == 0
 
     assert_same_run(run, made)

@@ -239,9 +239,8 @@ def test_a_source_that_is_no_run_or_not_trained_is_refused(source, onward, tmp_p
     assert "holds no run" in begun(tmp_path / "nothing")
     _, experiment = source
     data = candidates(experiment)
-    run_dir.prepare(
-        tmp_path / "bare", experiment, data.keep, data.labels, training.versions(data.digest)
-    )()
+    versions = {"data_digest": data.digest}
+    run_dir.prepare(tmp_path / "bare", experiment, data.keep, data.labels, versions)()
     message = begun(tmp_path / "bare")
     assert "model 0, whose weights defence.transfer_from asks for, is not trained yet" in message
 

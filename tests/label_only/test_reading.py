@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
 
+from lira_jax.errors import InputError
 from lira_jax.label_only import answers
-from lira_jax.run import score_files, storage
+from lira_jax.run import run_dir, score_files, storage
 from tests.conftest import refusal
 from tests.label_only import synthetic
 
@@ -47,6 +49,44 @@ def test_what_is_not_whole_is_not_there_yet(run):
     (run / "label_only/combined.npy").unlink()
     storage.write_array(run / "label_only/combined_parts/combined_00000-00009.npy", np.zeros(3))
     assert "combined" not in read(run).answers
+
+
+@pytest.mark.parametrize("how", ["missing", "dangling", "a pipe"])
+@pytest.mark.parametrize("name", ["correct", "boundary_queries", "features"])
+def test_what_was_made_and_is_gone_is_missed(run, name, how):
+    folder = run / "label_only"
+    record = folder / f"{name.removesuffix('_queries')}.json"
+    storage.write_text(record, json.dumps(json.loads(record.read_text()) | {"whole": True}))
+    path = folder / f"{name}.npy"
+    path.unlink()
+    if how == "dangling":
+        path.symlink_to(folder / "nowhere")
+    elif how == "a pipe":
+        os.mkfifo(path)
+    with pytest.raises(InputError, match=rf"{name}\.npy: is (missing|a link|a pipe)") as caught:
+        read(run)
+    assert f"run python score.py --run {run} --label-only again" in str(caught.value)
+
+
+def test_answers_without_the_list_of_models_asked_are_refused(run):
+    (run / "label_only/models.json").unlink()
+    assert "models.json: damaged (missing, with" in refusal(run, lambda: read(run))
+
+
+def test_answers_of_another_run_are_refused(run):
+    path = run / "label_only/models.json"
+    whole = path.read_text()
+    storage.write_text(path, json.dumps(json.loads(whole) | {"run": "another"}))
+    assert "models.json: belongs to another run" in refusal(run, lambda: read(run))
+    storage.write_text(path, whole)
+    array = np.load(run / "label_only/correct.npy")
+    about = {"run": run_dir.identity(run), "holds": "correct", "models": [0, 2, 3, 4, 5]}
+    right = about | {"settings": {"examples": 60}}
+    storage.write_array(run / "label_only/correct.npy", array, right)
+    assert read(run) is not None
+    for key, value in (("run", "another"), ("holds", "rotation"), ("models", [0, 2, 3, 4, 1])):
+        storage.write_array(run / "label_only/correct.npy", array, right | {key: value})
+        assert "correct.npy: " in refusal(run, lambda: read(run))
 
 
 def test_a_run_that_was_not_asked_has_no_answers(tmp_path, made):

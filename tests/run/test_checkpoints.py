@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lira_jax.errors import InputError
-from lira_jax.run import checkpoints
+from lira_jax.run import checkpoints, storage
 from lira_jax.run.checkpoints import Group, halve, plan, repair, restore, save, saved_groups
-from tests.conftest import files_of, refusal
+from tests.conftest import begin_run, files_of, refusal
 
 rng = np.random.default_rng(0)
 TREE = {
@@ -35,7 +35,7 @@ FILE = "checkpoints/models_00004-00005_step_7.npz"
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    run = tmp_path_factory.mktemp("run")
+    run = begin_run(tmp_path_factory.mktemp("run"))
     save(run, GROUP, TREE)
     return run
 
@@ -101,7 +101,7 @@ def test_a_checkpoint_is_an_npz_that_needs_no_program_of_ours(run):
 @pytest.mark.accelerator
 def test_bfloat16_and_other_types_come_back_as_they_were(tmp_path):
     tree = {"a": jnp.linspace(0, 1, 6, dtype=jnp.bfloat16).reshape(2, 3), "b": np.arange(2) > 0}
-    save(tmp_path, GROUP, tree)
+    save(begin_run(tmp_path), GROUP, tree)
     back = restore(tmp_path, GROUP, jax.eval_shape(lambda: tree))
     assert back["a"].dtype == jnp.bfloat16
     np.testing.assert_array_equal(back["a"], tree["a"])
@@ -134,7 +134,7 @@ def test_an_older_checkpoint_counts_until_the_newer_one_is_whole(run, monkeypatc
             save(run, Group(4, 5, 9), TREE)
     assert saved_groups(run) == [Group(4, 5, 9)]
     save(run, Group(4, 5, 11), TREE)
-    assert list(files_of(run)) == ["checkpoints/models_00004-00005_step_11.npz"]
+    assert list(files_of(run)) == ["checkpoints/models_00004-00005_step_11.npz", "config.toml"]
 
 
 def test_a_disk_that_is_full_is_named_and_the_older_checkpoint_stays(run):
@@ -167,8 +167,43 @@ def test_repair_removes_what_is_damaged_in_its_share_and_nothing_else(run):
     save(run, Group(2, 3, 7), TREE)
     for first in (0, 4):
         (run / f"checkpoints/models_{first:05d}-{first + 1:05d}_step_7.npz").write_text("hello")
-    assert repair(run, range(2, 6)) == [GROUP]
+    assert repair(run, range(2, 6), lambda group: LIKE) == [GROUP]
     assert saved_groups(run) == [Group(0, 1, 7), Group(2, 3, 7)]
+
+
+def test_repair_removes_what_is_of_another_network(run):
+    save(run, Group(2, 3, 7), {"params": TREE["params"]})
+    assert repair(run, range(6), lambda group: LIKE) == [Group(2, 3, 7)]
+    assert saved_groups(run) == [GROUP]
+
+
+def test_a_checkpoint_of_another_run_or_of_other_models_is_refused_and_repaired(run, tmp_path):
+    """Though each is whole, and its arrays have the shapes that are wanted."""
+    other = begin_run(tmp_path / "other", seed=1)
+    save(other, GROUP, TREE)
+    save(run, Group(2, 3, 7), TREE)
+    folder = run / checkpoints.CHECKPOINTS
+    mine, theirs = folder / "models_00002-00003_step_7.npz", other / FILE
+    for strange in (theirs.read_bytes(), (run / FILE).read_bytes()):
+        mine.write_bytes(strange)
+        message = refusal(run, lambda: restore(run, Group(2, 3, 7), LIKE))
+        assert message.startswith(f"{mine}: ")
+        assert message.endswith("run train.py with --repair True to train models 2–3 again")
+        assert repair(run, range(6), lambda group: LIKE) == [Group(2, 3, 7)]
+    assert saved_groups(run) == [GROUP]
+    assert same(restore(run, GROUP, LIKE))
+
+
+def test_a_checkpoint_of_an_earlier_version_which_tells_no_run_is_read(run):
+    storage.write_checked(run / FILE, lambda file: file.write(storage.read_checked(run / FILE, "")))
+    assert same(restore(run, GROUP, LIKE))
+
+
+def test_nothing_is_saved_into_a_run_that_was_deleted(run):
+    shutil.rmtree(run)
+    message = refusal(None, lambda: save(run, GROUP, TREE))
+    assert message.startswith(f"{run}: the run is gone (no config.toml): it was moved or deleted")
+    assert not run.exists()
 
 
 def test_a_halved_group_holds_what_the_whole_did(run):

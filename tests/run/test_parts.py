@@ -34,7 +34,8 @@ def run(tmp_path, tiny):
 def rows(models, value=0):
     """φ and logits of some models, each row telling its model."""
     number = np.array(models, np.float32)[:, None, None] + value
-    return np.full((len(models), E, 2), number), np.full((len(models), E, K), -number)
+    of_label = (np.arange(K) == LABELS[:, None]) * (number + np.float32(np.log(K - 1)))
+    return np.full((len(models), E, 2), number), of_label.astype(np.float32)
 
 
 def column(models, value=0.0):
@@ -90,8 +91,8 @@ def killed_after(monkeypatch, writes, real=storage.write_whole):
 
 @pytest.mark.parametrize(
     ("product", "files", "writes"),
-    # Two parts of two files each and the two files of all; two parts, settings, the file of all.
-    [(PHI, 6, n) for n in range(7)] + [(MERLIN, 4, n) for n in range(5)],
+    # Two parts, of two files each or one; the settings, the files of all, and that they are whole.
+    [(PHI, 8, n) for n in range(9)] + [(MERLIN, 5, n) for n in range(6)],
 )
 def test_scoring_killed_between_any_two_files_goes_on_to_the_same(
     run, product, files, writes, monkeypatch
@@ -123,11 +124,11 @@ def test_two_shards_that_put_the_parts_together_at_once_write_the_same(run, monk
     parts.write_part(run, PHI, 2, *rows([2, 3]))
     real, calls = parts.write_rows, []
 
-    def write_rows(path, dtype, shape, parts):
+    def write_rows(path, dtype, shape, parts, about):
         calls.append(path.name)
         if len(calls) == 1:
             assert assemble(run, 4) == []
-        real(path, dtype, shape, parts)
+        real(path, dtype, shape, parts, about)
 
     monkeypatch.setattr(parts, "write_rows", write_rows)
     assert assemble(run, 4) == []
@@ -233,7 +234,7 @@ def test_an_optional_array_comes_together_and_into_the_score_set(whole, product)
     assert parts.assemble(whole, product, 2, E) == []
     np.testing.assert_array_equal(getattr(score_files.read_score_set(whole), name), column([0, 1]))
     after = files_of(whole)
-    assert after.keys() - before.keys() == {f"{name}.npy", *[product.record] * (name == "merlin")}
+    assert after.keys() - before.keys() == {f"{name}.npy", product.record}
     assert {path: after[path] for path in before} == before
 
 

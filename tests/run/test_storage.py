@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lira_jax.run import storage
+from lira_jax.run import locks, storage
 from lira_jax.run.storage import as_path, read_array, write_array, write_rows, write_text
 from tests.conftest import files_of, fresh_epath, refusal
 from tests.object_store import ObjectStore
@@ -102,7 +102,7 @@ def test_a_missing_array_and_a_folder_in_its_place_are_refused(tmp_path):
 
     (tmp_path / "folder.npy").mkdir()
     assert "no such file; run score.py again" in refusal(tmp_path, read("a.npy"))
-    assert "damaged: its length" in refusal(tmp_path, read("folder.npy"))
+    assert "is a folder, not a file; delete it" in refusal(tmp_path, read("folder.npy"))
 
 
 def test_the_checksum_is_that_of_sha256sum_and_numpy_loads_the_array(tmp_path):
@@ -154,7 +154,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path):
 import resource, signal
 import numpy as np
 from pathlib import Path
-from lira_jax.run import storage
+from lira_jax.run import locks, storage
 from lira_jax.errors import InputError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
@@ -273,7 +273,7 @@ def test_objects_and_folders_of_them_are_listed_and_removed(store):
 
 def test_a_store_has_no_locks(store):
     path = as_path("gs://bucket/run/.lock-train")
-    with storage.lock(path, range(4), "refused"), storage.lock(path, range(4), "refused"):
+    with locks.lock(path, range(4), "refused"), locks.lock(path, range(4), "refused"):
         assert store == {}
 
 

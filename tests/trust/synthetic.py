@@ -9,6 +9,7 @@ from functools import cache
 import numpy as np
 
 from lira_jax.config import AttackConfig
+from lira_jax.data.membership import blocked_masks
 from lira_jax.findings import Findings
 from lira_jax.score_set import ScoreSet, logit_scaled
 from lira_jax.trust import results
@@ -46,8 +47,7 @@ def made(
         Outputs, and the score set with logits and labels.
     """
     rng = np.random.default_rng(seed)
-    ranks = rng.random((models // block, block, examples)).argsort(axis=1)
-    keep = (ranks < block // 2).reshape(models, examples)
+    keep = blocked_masks(seed, models, examples, block // 2, block)
     labels, logits = _predicted(rng, leak * keep, classes, by_class=True)
     found = {}
     for name in [*kinds, "fit"] if fit else kinds:

@@ -87,6 +87,25 @@ def test_where_nothing_was_asked_there_is_nothing(run):
     assert outputs.read(run, HELD) is None
 
 
+@pytest.mark.parametrize("name", ["zoo", "fit", "test_probit", "candidates_sampled", "zoo_labels"])
+def test_what_was_made_and_is_gone_is_missed(run, name):
+    folder = run / "trust"
+    (folder / f"{name}.npy").unlink()
+    for path in folder.glob("*.json"):
+        storage.write_text(path, json.dumps(json.loads(path.read_text()) | {"whole": True}))
+    message = refusal(run, lambda: outputs.read(run, HELD))
+    assert message.startswith(f"{folder}/{name}.npy: ")
+    assert f"--run '{run}' --trust" in message or f"--run {run} --trust" in message
+
+
+def test_inputs_of_another_run_are_refused(run):
+    labels = np.load(run / "trust/zoo_labels.npy")
+    about = {"run": "another", "holds": "zoo_labels", "digest": "0" * 64}
+    storage.write_array(run / "trust/zoo_labels.npy", labels, about)
+    message = refusal(run, lambda: outputs.read(run, HELD))
+    assert "zoo_labels.npy: belongs to another run" in message
+
+
 def test_what_is_not_whole_yet_is_not_there_yet(run):
     folder = run / "trust"
     (folder / "zoo.npy").unlink()  # its parts are still being made
