@@ -33,7 +33,6 @@ def read(name: str) -> Arrays:
         from tensorflow_datasets.core import constants
         from tensorflow_datasets.core.read_only_builder import (
             _find_builder_dir,  # `builder_from_files` finds and imports at once
-            builder_from_directory,
         )
         from tensorflow_datasets.core.utils.error_utils import reraise_with_context
     except ImportError as error:
@@ -45,9 +44,9 @@ def read(name: str) -> Arrays:
 
     with _quiet_absl():
         data_dir = constants.get_default_data_dir()  # $TFDS_DATA_DIR or ~/tensorflow_datasets
+        metadata = Path(data_dir) / name.split("/")[0] / ".config" / "metadata.json"
+        foreign.check_regular(metadata, "remove it")  # which is read to find the folder
         advice = f"if the name is right, {_how_to_prepare(name)}"
-        # Read to find the folder.
-        foreign.check_regular(Path(data_dir) / name.split("/")[0] / ".config" / "metadata.json")
         with (
             foreign.reading(where, advice, f"TFDS cannot open it in {data_dir}"),
             reraise_with_context(tfds.core.DatasetNotFoundError),
@@ -65,30 +64,38 @@ def read(name: str) -> Arrays:
             raise InputError(f"{where}: not prepared in {data_dir}; {_how_to_prepare(name)}")
         folder = Path(builder_dir)
         files = {str(f.relative_to(folder)): f for f in folder.rglob("*") if not f.is_dir()}
-        for file in files.values():
-            foreign.check_regular(file, "remove it")
-        anew = f"move that folder away, then {_how_to_prepare(name)}"
-        _refuse_unknown_classes(folder, _class_names(tfds.features), anew)
-        with foreign.reading(where, advice, f"TFDS cannot open it in {data_dir}"):
-            # Any format, so that the wrong one can be named.
-            builder = builder_from_directory(folder)
-            formats = {str(item.value) for item in builder.info.available_file_formats()}
-            shards = [
-                Path(path)
-                for split in builder.info.splits.values()
-                for path in (split.filepaths if split.shard_lengths else ())
-            ]
-        if "array_record" not in formats:
-            raise InputError(
-                f"{where}: prepared as {', '.join(sorted(formats))} in {folder}; "
-                f"move that folder away, then {_how_to_prepare(name)}"
-            )
-        if missing := sorted(set(shards) - set(files.values())):
-            raise InputError(
-                f"{where}: {folder} holds no {missing[0]}, which it names; "
-                f"move that folder away, then {_how_to_prepare(name)}"
-            )
+        builder = _builder(folder, files.values(), where, name)
         return cached(files, lambda: _decode(builder, where, name))
+
+
+def _builder(folder: Path, files: Collection[Path], where: str, name: str) -> Any:
+    """What TFDS reads a prepared folder with, which has only these files.
+
+    Raises:
+        InputError: one that is no regular file, a class of features that is not TFDS's own, another
+            format, or shards elsewhere.
+    """
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.read_only_builder import builder_from_directory
+
+    for file in files:
+        foreign.check_regular(file, "remove it")
+    anew = f"move that folder away, then {_how_to_prepare(name)}"
+    _refuse_unknown_classes(folder, _class_names(tfds.features), anew)
+    with foreign.reading(where, anew, f"TFDS cannot open it in {folder}"):
+        # Any format, so that the wrong one can be named.
+        builder = builder_from_directory(folder)
+        formats = {str(item.value) for item in builder.info.available_file_formats()}
+        shards = {
+            Path(path)
+            for split in builder.info.splits.values()
+            for path in (split.filepaths if split.shard_lengths else ())
+        }
+    if "array_record" not in formats:
+        raise InputError(f"{where}: prepared as {', '.join(sorted(formats))} in {folder}; {anew}")
+    if missing := sorted(shards - set(files)):
+        raise InputError(f"{where}: {folder} holds no {missing[0]}, which it names; {anew}")
+    return builder
 
 
 def _class_names(module: Any) -> set[str]:
