@@ -9,18 +9,22 @@ have a gap; what our own code raises stays a traceback, so only calls of librari
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from lira_jax.errors import InputError, one_line
 
 # What is declared may be this many times the bytes that declare it before it counts as a bomb, once
-# it is large: deflate reaches 1,032, and real arrays, masks too, stay below 100.
-RATIO, LARGE = 200, 2**28
+# it is large: deflate reaches 1,032, and real arrays, masks too, stay well below 100.
+RATIO, LARGE = 100, 2**28
+# A text file that describes data or results is never as large as this.
+_LONGEST_TEXT = 2**28
 
 
 @contextmanager
@@ -62,6 +66,21 @@ def check_regular(path: Path, advice: str = "give a file") -> None:
         }  # fmt: skip
         kind = kinds.get(stat.S_IFMT(mode), "something else")
         raise InputError(f"{path}: is {kind}, not a file; {advice}")
+
+
+def read_json(path: Path, advice: str) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        InputError: no regular file, one that cannot be read or is too long, or no JSON.
+    """
+    check_regular(path, advice)
+    with reading(path, advice):
+        with path.open("rb") as file:
+            text = file.read(_LONGEST_TEXT)
+            if file.read(1):
+                raise ValueError("too long")
+        return json.loads(text)
 
 
 def check_size(where: Path | str, declared: int, given: int, advice: str) -> None:
@@ -117,6 +136,7 @@ def memory() -> int:
 
 
 def _in_words(size: float) -> str:
+    size = min(size, 10**30)  # a header may claim more than a float can hold
     for unit in ("bytes", "kB", "MB"):
         if size < 1000:
             return f"{size:.0f} {unit}"

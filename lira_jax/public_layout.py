@@ -25,9 +25,16 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from lira_jax.array_files import map_npy
 from lira_jax.errors import InputError
 from lira_jax.run.storage import names
-from lira_jax.score_set import ScoreSet, as_mask, logit_scaled
+from lira_jax.score_set import (
+    LARGEST,
+    ScoreSet,
+    as_mask,
+    first_unusable,
+    logit_scaled,
+)
 
 _EXPERIMENT = re.compile(r"experiment-(\d+)(?:_(\d+))?")
 _EPOCH = re.compile(r"\d+\.npy")
@@ -151,13 +158,10 @@ def _newest(path: Path, folders: list[Path], labelled: bool) -> tuple[str, bool,
 
 def _open(file: Path, kinds: str, what: str) -> np.ndarray:
     """Memory-map an array whose type is of one of these kinds."""
-    try:
-        array = np.lib.format.open_memmap(file, "r")
-    except FileNotFoundError:
-        raise InputError(f"{file}: no such file; an experiment needs it") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{file}: truncated, or not a plain .npy array ({error})") from None
-    if array.dtype.kind not in kinds:
+    if not file.exists():
+        raise InputError(f"{file}: no such file; an experiment needs it")
+    array = map_npy(file, "make it again by the public code, or remove that experiment")
+    if array.dtype.kind not in kinds or array.dtype.itemsize > 8:
         raise InputError(f"{file}: holds {array.dtype}; {what}")
     return array
 
@@ -199,6 +203,8 @@ def _logits(file: Path) -> Float[np.ndarray, "E Q K"]:
         raise InputError(
             f"{file}: has shape {logits.shape}; logits are [examples, 1, views, classes]"
         )
+    if not logits.size:
+        raise InputError(f"{file}: has shape {logits.shape}, and so no logits; make it again")
     return logits
 
 
@@ -215,6 +221,11 @@ def _phi(
     phi = np.empty(logits.shape[:2], np.float32)
     for start in range(0, examples, _CHUNK):
         part = logits[start : start + _CHUNK]
+        if where := first_unusable(part.reshape(len(part), -1)):
+            raise InputError(
+                f"{file}: a logit of example {start + where[0]} is not finite or beyond "
+                f"{LARGEST:g}; remove that experiment or make its file again"
+            )
         by_view = np.moveaxis(part, 1, 0)
         phi[start : start + _CHUNK] = logit_scaled(by_view, labels[start : start + len(part)]).T
     return phi
@@ -226,21 +237,21 @@ def _stacked(rows: Iterable[np.ndarray], files: list[Path]) -> np.ndarray:
     try:
         with tempfile.TemporaryFile(prefix="lira_jax_") as copy:
             for row, file in zip(rows, files, strict=True):
+                native = row.dtype.newbyteorder("=")
                 if shape is None:
-                    shape, dtype = row.shape, row.dtype
-                if (row.shape, row.dtype) != (shape, dtype) or not row.size:
+                    shape, dtype = row.shape, native
+                if (row.shape, native) != (shape, dtype) or not row.size:
                     raise InputError(
-                        f"{file}: {row.dtype} of shape {row.shape}, {files[0]} {dtype} of {shape}; "
+                        f"{file}: {native} of shape {row.shape}, {files[0]} {dtype} of {shape}; "
                         "all must be alike, and not empty"
                     )
-                usable = np.isfinite(row)
-                if not usable.all():
-                    where = tuple(np.argwhere(~usable)[0])
+                if where := first_unusable(row):
                     raise InputError(
                         f"{file}: {row[where]} at example {where[0]}; every score and logit must "
-                        "be finite: remove that experiment or make its file again"
+                        f"be finite, and at most {LARGEST:g} in size: remove that experiment or "
+                        "make its file again"
                     )
-                copy.write(np.ascontiguousarray(row).data)
+                copy.write(np.ascontiguousarray(row, dtype).data)
             copy.flush()
             assert shape is not None
             return np.memmap(copy, dtype, "r", shape=(len(files), *shape))

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pickle
-import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,27 +12,18 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.special import logsumexp
 
+from lira_jax.array_files import read_npz as read_named
 from lira_jax.errors import InputError
-
-# What a missing, truncated or foreign file makes NumPy and zipfile raise.
-_UNREADABLE = (
-    OSError,
-    ValueError,
-    EOFError,
-    RuntimeError,
-    NotImplementedError,
-    MemoryError,
-    SyntaxError,
-    zipfile.BadZipFile,
-    zlib.error,
-    pickle.UnpicklingError,
-)
-
 
 # The arrays of a score set, and the axis of examples in each.
 _EXAMPLES = {
     "scores": 1, "keep": 1, "labels": 0, "logits": 1, "merlin": 1, "gradient_norm": 1, "canary": 0,
 }  # fmt: skip
+
+# Beyond it sums of squares over models leave float32's range; honest scores stay far below.
+LARGEST = 1e18
+# Examples that were not inserted, of which an attack's figures are.
+FEWEST_NATURAL = 10
 
 
 @dataclass(frozen=True)
@@ -117,8 +105,8 @@ def _changed(score_set: ScoreSet, change: Callable[[np.ndarray, int], np.ndarray
 def read_npz(path: Path) -> ScoreSet:
     """Read scores made elsewhere; `check` has yet to look at their values.
 
-    The file holds `scores` [N, E] or [N, E, Q], of any floating-point type, and `keep` [N, E] (bool
-    or 0/1), and may hold `labels` [E], `logits` [N, E, K], `merlin` [N, E], `gradient_norm` [N, E],
+    The file holds `scores` [N, E] or [N, E, Q], of 16, 32 or 64 bits, and `keep` [N, E] (bool or
+    0/1), and may hold `labels` [E], `logits` [N, E, K], `merlin` [N, E], `gradient_norm` [N, E],
     `canary` [E] (bool or 0/1) and `block` (an integer).
 
     Raises:
@@ -145,37 +133,20 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an .npz that have a name in ScoreSet; others are passed over.
 
     Raises:
-        InputError: not a readable .npz, a pickled or damaged array.
+        InputError: see `array_files.read_npz`.
     """
-    arrays: dict[str, np.ndarray] = {}
-    name = ""
-    try:
-        with path.open("rb") as file:
-            archive = np.load(file, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise InputError(f"{path}: one bare array; save it by np.savez(scores=…, keep=…)")
-            for name in (*_EXAMPLES, "block"):
-                if name in archive.files:
-                    arrays[name] = archive[name]
-        return arrays
-    except _UNREADABLE as error:
-        if "allow_pickle" in str(error) and name:
-            reason = f"`{name}` holds Python objects; save a plain numeric array"
-        elif name:
-            reason = f"`{name}` is truncated or damaged; save the file again by np.savez"
-        else:
-            reason = "truncated, or not an .npz file; save it by np.savez(scores=…, keep=…)"
-        raise InputError(f"{path}: {reason}") from None
+    return read_named(path, (*_EXAMPLES, "block"), "save it by np.savez(FILE, scores=…, keep=…)")
 
 
 def as_mask(mask: np.ndarray, name: str, source: str) -> np.ndarray:
     """0/1 integers as bool; other types pass, for `check` to refuse.
 
     Raises:
-        InputError: an integer other than 0 and 1.
+        InputError: an integer, or the byte of a bool, other than 0 and 1.
     """
-    if mask.dtype.kind not in "iu":
+    if mask.dtype.kind not in "biu":
         return mask
+    mask = mask.view(np.uint8) if mask.dtype == np.bool_ else mask
     wrong = (mask != 0) & (mask != 1)
     if wrong.any():
         where = np.argwhere(wrong)[0]
@@ -208,9 +179,10 @@ def check(score_set: ScoreSet, queries: int = 0) -> ScoreSet:
 
     Raises:
         InputError: wrong dimensions, shapes that do not fit each other, a wrong type, more views
-            asked for than there are, a score that is NaN or infinite, a model with all or no
-            examples, a label outside the classes, a Merlin share outside [0, 1], a gradient norm
-            that is negative or not finite.
+            asked for than there are, a score or logit that is NaN or beyond LARGEST, a model with
+            all or no examples, a label outside the classes, fewer than FEWEST_NATURAL examples
+            beside the canaries, a Merlin share outside [0, 1], a gradient norm that is negative or
+            beyond LARGEST.
     """
     source, scores, keep = score_set.source, score_set.scores, score_set.keep
     if scores.ndim != 3:
@@ -218,8 +190,7 @@ def check(score_set: ScoreSet, queries: int = 0) -> ScoreSet:
             f"{source}: `scores` has shape {scores.shape}; "
             "must be [models, examples] or [models, examples, views]"
         )
-    if scores.dtype.kind != "f":
-        raise InputError(f"{source}: `scores` is {scores.dtype}; save floating-point numbers")
+    refuse_other_numbers(scores, "scores", source)
     if keep.dtype != np.bool_:
         raise InputError(f"{source}: `keep` is {keep.dtype}; save booleans")
     models, examples, views = scores.shape
@@ -262,8 +233,7 @@ def _check_labels(score_set: ScoreSet) -> None:
                 f"{source}: `logits` has shape {logits.shape}; "
                 f"must be ({models}, {examples}, classes), with at least 2 classes"
             )
-        if logits.dtype.kind != "f":
-            raise InputError(f"{source}: `logits` is {logits.dtype}; save floating-point numbers")
+        refuse_other_numbers(logits, "logits", source)
         classes = logits.shape[2]
     if labels is None:
         return
@@ -272,21 +242,32 @@ def _check_labels(score_set: ScoreSet) -> None:
             f"{source}: `labels` is {labels.dtype} of shape {labels.shape}; "
             f"must be integers of shape ({examples},)"
         )
-    wrong = labels < 0 if classes is None else (labels < 0) | (labels >= classes)
+    wrong = (labels < 0) | (labels >= (2**31 if classes is None else classes))
     if wrong.any():
         example = int(np.argmax(wrong))
-        allowed = "0 or above" if classes is None else f"0 … {classes - 1}"
+        allowed = "0 or above, and below 2³¹" if classes is None else f"0 … {classes - 1}"
         raise InputError(
             f"{source}: `labels` is {labels[example]} at example {example}; must be {allowed}"
         )
 
 
 def first_unusable(scores: Float[np.ndarray, "E Q"]) -> tuple[int, int] | None:
-    """Example and view of the first score of a model that no attack could use."""
-    # Beyond float32's range squares would overflow; NaN fails the comparison too.
-    largest = float(np.finfo(np.float32).max)
-    unusable = np.argwhere(~(np.abs(scores.astype(np.float64)) <= largest))
+    """Example and view (or class) of a model's first score (or logit) that no attack could use."""
+    # NaN fails the comparison too.
+    unusable = np.argwhere(~(np.abs(scores.astype(np.float64)) <= LARGEST))
     return (int(unusable[0, 0]), int(unusable[0, 1])) if len(unusable) else None
+
+
+def refuse_other_numbers(array: np.ndarray, name: str, source: str) -> None:
+    """Refuse what is not of a floating-point type that every machine has.
+
+    Raises:
+        InputError: integers, complex numbers, dates, …, or more than 64 bits a number.
+    """
+    if array.dtype.kind != "f" or array.dtype.itemsize > 8:
+        raise InputError(
+            f"{source}: `{name}` is {array.dtype}; save floating-point numbers of 16, 32 or 64 bits"
+        )
 
 
 def _check_finite(score_set: ScoreSet) -> None:
@@ -296,16 +277,17 @@ def _check_finite(score_set: ScoreSet) -> None:
             raise InputError(
                 f"{score_set.source}: `scores` is {row[place]} at model {model}, "
                 f"example {place[0]}, view {place[1]}; "
-                "every score must be finite: compute φ from logits, or remove that model or example"
+                f"every score must be finite, and at most {LARGEST:g} in size: compute φ from "
+                "logits, or remove that model or example"
             )
     if score_set.logits is not None:
         for model, logits in enumerate(score_set.logits):
-            if not np.isfinite(logits).all():
-                example, label = np.argwhere(~np.isfinite(logits))[0]
+            if place := first_unusable(np.asarray(logits)):
                 raise InputError(
-                    f"{score_set.source}: `logits` is {logits[example, label]} at model {model}, "
-                    f"example {example}, class {label}; every logit must be finite: give a "
-                    "probability of 0 a floor before its logarithm is taken"
+                    f"{score_set.source}: `logits` is {logits[place]} at model {model}, "
+                    f"example {place[0]}, class {place[1]}; every logit must be finite, and at "
+                    f"most {LARGEST:g} in size: give a probability of 0 a floor before its "
+                    "logarithm is taken"
                 )
 
 
@@ -320,17 +302,25 @@ def _check_optional(score_set: ScoreSet) -> None:
             )
         if canary.all():
             raise InputError(f"{source}: in `canary` every example is one; leave `canary` out")
-    ranges = {"merlin": (1.0, "a share in [0, 1]"), "gradient_norm": (np.inf, "finite, 0 or above")}
+        if canary.any() and (natural := int((~canary).sum())) < FEWEST_NATURAL:
+            raise InputError(
+                f"{source}: `canary` leaves {natural} examples that were not inserted; give at "
+                f"least {FEWEST_NATURAL}, or leave `canary` out"
+            )
+    ranges = {
+        "merlin": (1.0, "a share in [0, 1]"),
+        "gradient_norm": (LARGEST, f"0 or above, and at most {LARGEST:g}"),
+    }
     for name, (most, words) in ranges.items():
         array = getattr(score_set, name)
         if array is None:
             continue
-        if array.shape != (models, examples) or array.dtype.kind != "f":
+        refuse_other_numbers(array, name, source)
+        if array.shape != (models, examples):
             raise InputError(
-                f"{source}: `{name}` is {array.dtype} of shape {array.shape}; "
-                f"must be floating-point numbers of shape ({models}, {examples})"
+                f"{source}: `{name}` has shape {array.shape}; must be ({models}, {examples})"
             )
-        usable = np.isfinite(array) & (array >= 0) & (array <= most)
+        usable = np.isfinite(array) & (array >= 0) & (array <= np.float64(most))
         if not usable.all():
             where = np.argwhere(~usable)[0]
             raise InputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import tempfile
 
@@ -140,6 +141,14 @@ def resave(path, change):
     np.save(path, change(np.load(path)))
 
 
+def special(path, kind):
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(kind)
+
+
 def with_nan(array):
     array[3] = np.nan
     return array
@@ -194,6 +203,30 @@ EPOCH = "0000000100.npy"
             f"experiment-2_12/scores/{EPOCH}: truncated",
         ),
         (lambda f: (f / "experiment-2_12" / "keep.npy").write_bytes(b""), "keep.npy: truncated"),
+        (
+            lambda f: resave(f / "experiment-2_12" / "logits" / EPOCH, lambda x: x[:, :, :0]),
+            "has shape (10, 0, 3), and so no logits",
+        ),
+        (
+            lambda f: resave(f / "experiment-2_12" / "scores" / EPOCH, lambda x: x * 0 + 1e19),
+            f"experiment-2_12/scores/{EPOCH}: 1e+19 at example 0",
+        ),
+        (
+            lambda f: resave(f / "experiment-2_12" / "scores" / EPOCH, np.longdouble),
+            "holds float128; scores are",
+        ),
+        (
+            lambda f: (f / "experiment-2_12" / "keep.npy").write_bytes(
+                (f / "experiment-2_12" / "keep.npy").read_bytes()[:-1] + b"\2"
+            ),
+            "`keep` is 2 at example 13; use 1",
+        ),
+        (lambda f: special(f / "experiment-2_12" / "keep.npy", "pipe"), "keep.npy: is a pipe"),
+        (lambda f: special(f / "y_train.npy", "/dev/zero"), "y_train.npy: is a device"),
+        (
+            lambda f: special(f / "experiment-2_12" / "scores" / EPOCH, "/dev/zero"),
+            f"{EPOCH}: is a device, not a file",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(folder, break_, words):
@@ -207,6 +240,29 @@ def test_scores_cut_anywhere_are_refused(folder):
     for size in range(0, len(whole), 37):
         path.write_bytes(whole[:size])
         assert "truncated" in refusal(folder, lambda: public_layout.read(folder))
+
+
+def test_arrays_of_another_machine_are_read_as_the_same_numbers(folder):
+    for model in range(N):
+        below = folder / f"experiment-{model}_{N}"
+        resave(below / "scores" / EPOCH, lambda x: x.astype(">f8"))
+        resave(below / "logits" / EPOCH, lambda x: np.asfortranarray(x))
+    resave(folder / "y_train.npy", lambda x: x.astype(">i2"))
+    found = check(public_layout.read(folder))
+    np.testing.assert_array_equal(found.scores, [phi_of(n) for n in range(N)])
+    assert found.scores.dtype == np.float64
+    np.testing.assert_array_equal(found.logits, [logits_of(n)[:, 0, 0] for n in range(N)])
+    np.testing.assert_array_equal(found.labels, labels_of(E))
+
+
+def test_logits_of_views_that_are_not_finite_are_refused_where_scores_are_made_of_them(folder):
+    for model in range(N):
+        shutil.rmtree(folder / f"experiment-{model}_{N}" / "scores")
+    path = folder / f"experiment-2_{N}" / "logits" / EPOCH
+    logits = np.load(path)
+    logits[4, 0, 1, 2] = np.inf
+    np.save(path, logits)
+    assert "a logit of example 4" in refusal(folder, lambda: public_layout.read(folder))
 
 
 def test_a_full_disk_is_named(folder, monkeypatch):

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.special import log_softmax, softmax
 
 from lira_jax import score_set
@@ -58,13 +64,28 @@ OPTIONAL = {
 }
 
 
+def twice(array):
+    """As many examples again."""
+    return np.concatenate([array, array], axis=0 if array.ndim == 1 else 1)
+
+
 def test_noisy_queries_gradient_norms_and_canaries_may_come_along(tmp_path):
-    score_set = check(read_npz(saved(tmp_path, **OPTIONAL)))
-    for name, array in OPTIONAL.items():
-        np.testing.assert_array_equal(getattr(score_set, name), array)
-    integers = OPTIONAL["canary"].astype(np.int8)
-    assert check(read_npz(saved(tmp_path, canary=integers))).canary.dtype == np.bool_
+    longer = {name: twice(array) for name, array in (arrays() | OPTIONAL).items() if array.ndim}
+    longer["canary"] = np.arange(2 * EXAMPLES) >= 2 * EXAMPLES - 2
+    score_set = check(read_npz(saved(tmp_path, **longer)))
+    for name in OPTIONAL:
+        np.testing.assert_array_equal(getattr(score_set, name), longer[name])
+    longer["canary"] = longer["canary"].astype(np.int8)
+    assert check(read_npz(saved(tmp_path, **longer))).canary.dtype == np.bool_
     assert read_npz(saved(tmp_path)).canary is None
+
+
+def test_canaries_that_leave_fewer_than_ten_examples_are_refused(tmp_path):
+    score_set = read_npz(saved(tmp_path, canary=OPTIONAL["canary"]))
+    message = refusal(check, score_set)
+    assert "`canary` leaves 4 examples" in message
+    assert "leave `canary` out" in message
+    check(dataclasses.replace(score_set, canary=None))  # the remedy
 
 
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
@@ -112,7 +133,7 @@ def test_foreign_files_are_refused(tmp_path, content, words):
 
 
 def test_a_folder_and_a_bare_array_are_refused(tmp_path):
-    assert "not an .npz file" in refusal(read_npz, tmp_path)
+    assert "is a folder, not a file" in refusal(read_npz, tmp_path)
     np.save(tmp_path / "scores.npy", arrays()["scores"])
     assert "one bare array" in refusal(read_npz, tmp_path / "scores.npy")
 
@@ -174,6 +195,15 @@ def with_value(name, index, value):
         (with_value("scores", (2, 3, 1), np.nan), "`scores` is nan at model 2, example 3, view 1"),
         (with_value("scores", (0, 5, 0), np.inf), "`scores` is inf at model 0, example 5, view 0"),
         (with_value("scores", (3, 0, 0), -np.inf), "`scores` is -inf at model 3, example 0"),
+        ({"scores": np.zeros((4, 6, 2), np.longdouble)}, "16, 32 or 64 bits"),
+        ({"scores": np.zeros((4, 6, 2), complex)}, "`scores` is complex128"),
+        ({"scores": np.zeros((4, 6, 2), "M8[s]")}, "`scores` is datetime64[s]"),
+        ({"logits": np.zeros((4, 6, 3), np.longdouble)}, "16, 32 or 64 bits"),
+        (with_value("scores", (1, 2, 0), 1e19), "at model 1, example 2, view 0; every score"),
+        (with_value("logits", (1, 2, 0), -1e38), "at model 1, example 2, class 0; every logit"),
+        ({"gradient_norm": np.full((4, 6), 1e30)}, "at most 1e+18"),
+        ({"labels": np.full(6, 2**63, np.uint64)}, "must be 0 … 2"),
+        ({"labels": np.full(6, 2**31), "logits": None}, "below 2³¹"),
         ({"labels": np.zeros(5, int)}, "`labels` is int64 of shape (5,)"),
         ({"labels": np.zeros(6)}, "`labels` is float64"),
         (with_value("labels", 4, 3), "`labels` is 3 at example 4; must be 0 … 2"),
@@ -185,14 +215,14 @@ def with_value(name, index, value):
         ({"canary": np.zeros(5, bool)}, "`canary` is bool of shape (5,)"),
         ({"canary": np.zeros(6)}, "`canary` is float64 of shape (6,)"),
         ({"canary": np.ones(6, bool)}, "in `canary` every example is one"),
-        ({"merlin": np.zeros((4, 5))}, "`merlin` is float64 of shape (4, 5)"),
+        ({"merlin": np.zeros((4, 5))}, "`merlin` has shape (4, 5); must be (4, 6)"),
         ({"merlin": np.zeros((4, 6), int)}, "`merlin` is int64"),
         (
             {"merlin": np.full((4, 6), 1.5)},
             "`merlin` is 1.5 at model 0, example 0; must be a share",
         ),
         ({"merlin": np.full((4, 6), np.nan)}, "`merlin` is nan"),
-        ({"gradient_norm": np.zeros((3, 6))}, "`gradient_norm` is float64 of shape (3, 6)"),
+        ({"gradient_norm": np.zeros((3, 6))}, "`gradient_norm` has shape (3, 6); must be (4, 6)"),
         ({"gradient_norm": np.full((4, 6), -1.0)}, "`gradient_norm` is -1.0"),
         ({"gradient_norm": np.full((4, 6), np.inf)}, "`gradient_norm` is inf"),
     ],
@@ -260,3 +290,33 @@ def test_a_logit_that_is_not_finite_is_named():
     whole = ScoreSet(rng.normal(size=(2, 4, 1)), keep, 2, "file.npz", np.zeros(4, int), logits)
     with pytest.raises(InputError, match="`logits` is -inf at model 1, example 2, class 0"):
         score_set.check(whole)
+
+
+KINDS = ("?", "i1", "<i8", ">i4", "u8", "f2", ">f4", "f8", "g", "c8", "M8[s]", "m8[s]", "S3", "U2")
+SHAPES = ((), (0,), (6,), (4, 6), (4, 6, 2), (4, 6, 3), (4, 0, 2), (4, 6, 0), (0, 6), (4, 1, 6, 2))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_whatever_the_arrays_are_they_are_usable_or_refused(data):
+    name = data.draw(st.sampled_from([*arrays(), *OPTIONAL]))
+    kind, shape = np.dtype(data.draw(st.sampled_from(KINDS))), data.draw(st.sampled_from(SHAPES))
+    size = int(np.prod(shape)) * kind.itemsize
+    content = data.draw(st.sampled_from([b"\0", b"\1", b"\xff", b"\x7e", b"\0\1"]))
+    array = np.frombuffer((content * size)[:size], kind).reshape(shape)
+    with tempfile.TemporaryDirectory() as folder, suppress(InputError):
+        score_set = check(read_npz(saved(Path(folder), **{name: array})))
+        scores = [score_set.scores, score_set.logits]
+        assert all(np.isfinite(np.square(part, dtype=np.float32)).all() for part in scores)
+        assert score_set.labels.min() >= 0
+        assert score_set.keep.view(np.uint8).max() == 1
+
+
+@pytest.mark.parametrize("kind", ["pipe", "/dev/zero", "/dev/null"])
+def test_pipes_and_devices_are_not_opened(tmp_path, kind):
+    path = tmp_path / "scores.npz"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(kind)
+    assert "not a file; save it by np.savez" in refusal(read_npz, path)

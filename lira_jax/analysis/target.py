@@ -31,7 +31,15 @@ from lira_jax.config import AttackConfig
 from lira_jax.csv_text import csv_text
 from lira_jax.errors import InputError
 from lira_jax.run.storage import write_text
-from lira_jax.score_set import ScoreSet, check, first_unusable, read_arrays
+from lira_jax.score_set import (
+    LARGEST,
+    ScoreSet,
+    as_mask,
+    check,
+    first_unusable,
+    read_arrays,
+    refuse_other_numbers,
+)
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,7 @@ def read_target(path: Path, score_set: ScoreSet, queries: int = 0) -> Target:
 
     Raises:
         InputError: no such file, not a readable `.npz`, an array missing, of another type, or not
-            of the run's examples and views, or a score that is NaN or infinite.
+            of the run's examples and views, or a score that is NaN or beyond `LARGEST`.
     """
     if not path.exists():
         raise InputError(f"{path}: no such file; give an .npz file with the target's `scores`")
@@ -105,9 +113,7 @@ def read_target(path: Path, score_set: ScoreSet, queries: int = 0) -> Target:
     if "scores" not in arrays:
         names = ", ".join(sorted(arrays)) or "nothing"
         raise InputError(f"{path}: no array `scores` (the file holds {names}); add it")
-    keep = arrays.get("keep")
-    if keep is not None and keep.dtype.kind in "iu" and np.isin(keep, (0, 1)).all():
-        keep = keep.astype(bool)
+    keep = as_mask(arrays["keep"], "keep", str(path)) if "keep" in arrays else None
     scores = arrays["scores"]
     scores = scores[:, np.newaxis] if scores.ndim == 1 else scores
     return check_target(Target(scores, keep, str(path)), score_set, queries)
@@ -129,8 +135,7 @@ def check_target(target: Target, score_set: ScoreSet, queries: int = 0) -> Targe
             f"{source}: `scores` has shape {scores.shape}; "
             f"must be ({examples},) or ({examples}, {views}): one model's, by example and view"
         )
-    if scores.dtype.kind != "f":
-        raise InputError(f"{source}: `scores` is {scores.dtype}; save floating-point numbers")
+    refuse_other_numbers(scores, "scores", source)
     if len(scores) != examples:
         raise InputError(
             f"{source}: `scores` is of {len(scores)} examples, {score_set.source} of {examples}; "
@@ -147,7 +152,7 @@ def check_target(target: Target, score_set: ScoreSet, queries: int = 0) -> Targe
     if place := first_unusable(scores):
         raise InputError(
             f"{source}: `scores` is {scores[place]} at example {place[0]}, view {place[1]}; "
-            "every score must be finite: compute φ from logits"
+            f"every score must be finite, and at most {LARGEST:g} in size: compute φ from logits"
         )
     if keep is not None and keep.shape != (examples,):
         raise InputError(

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lira_jax.errors import InputError
+from lira_jax.errors import InputError, one_line
 
 
 class Arrays(NamedTuple):
@@ -72,6 +72,10 @@ def _checked_split(x: Any, y: Any, where: str) -> tuple[np.ndarray, np.ndarray]:
         x, y = np.asanyarray(x), np.asanyarray(y)
     except ValueError:
         raise InputError(f"{where} images or labels are ragged; make all of one shape") from None
+    except Exception as error:  # whatever the objects of a user's function do
+        raise InputError(
+            f"{where} images or labels are no arrays ({one_line(error)}); give NumPy arrays"
+        ) from error
     if np.issubdtype(x.dtype, np.floating):
         raise InputError(
             f"{where} images are {x.dtype}; give uint8 0…255 (values in [0, 1]: "
@@ -86,10 +90,18 @@ def _checked_split(x: Any, y: Any, where: str) -> tuple[np.ndarray, np.ndarray]:
             f"{where} images have shape {x.shape}; "
             "give [images, height, width, channels] or [images, height, width]"
         )
-    if not np.issubdtype(y.dtype, np.integer):
+    if y.dtype.kind not in "iu":
         raise InputError(f"{where} labels are {y.dtype}; give integers 0, 1, …, K-1")
     if y.ndim != 1:
         raise InputError(f"{where} labels have shape {y.shape}; give one number per image")
     if len(x) != len(y):
         raise InputError(f"{where} has {len(x)} images but {len(y)} labels; give one per image")
-    return x, y
+    # Before labels of two types meet, which NumPy would turn into floats.
+    beyond = (y < -(2**31)) | (y >= 2**31)
+    if beyond.any():
+        row = int(np.argmax(beyond))
+        raise InputError(
+            f"{where} label {y[row]} in row {row} is beyond 32 bits; number the classes 0, 1, …, "
+            "K-1"
+        )
+    return x, y.astype(np.int64)

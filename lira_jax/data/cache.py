@@ -2,7 +2,8 @@
 
 They lie in the user's cache folder (on Linux `$XDG_CACHE_HOME/lira_jax/datasets`, by default
 `~/.cache`), under a key made from the source's file names and contents: an edited source is decoded
-again, copies of one source share an entry.
+again, copies of one source share an entry. Every file ends in its checksum, which is compared each
+time; what is damaged is decoded again.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import operator
 import shutil
 import sys
 import tempfile
@@ -17,16 +19,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import platformdirs
 
+from lira_jax import foreign
 from lira_jax.data.arrays import Arrays
 from lira_jax.errors import InputError, one_line
+from lira_jax.run.storage import read_array, read_checked, write_array, write_checked
 
-_CACHE_VERSION = 1  # raise it when a decoder's output changes
-
-# What NumPy and json raise for missing, truncated and foreign files.
-_DAMAGED = (OSError, EOFError, ValueError, LookupError, TypeError)
+_CACHE_VERSION = 2  # raise it when a decoder's output or the files of the cache change
+_REMEDY = "the source is decoded again"
 
 
 def cached(files: Mapping[str, Path], decode: Callable[[], Arrays]) -> Arrays:
@@ -39,14 +40,14 @@ def cached(files: Mapping[str, Path], decode: Callable[[], Arrays]) -> Arrays:
     if folder.exists():
         try:
             return _read_cache(folder)
-        except _DAMAGED as error:
+        except InputError as error:
             print(f"{folder}: damaged cache ({one_line(error)}); decoding again", file=sys.stderr)
             shutil.rmtree(folder, ignore_errors=True)
     arrays = decode()
     try:
         _write_cache(folder, arrays)
         return _read_cache(folder)
-    except _DAMAGED as error:
+    except (OSError, InputError) as error:
         print(f"{folder}: not cached ({one_line(error)}); goes on without", file=sys.stderr)
         return arrays
 
@@ -55,13 +56,9 @@ def _key(files: Mapping[str, Path]) -> str:
     """SHA-256 over the names and contents of `files`, in hex."""
     key = hashlib.sha256(f"{_CACHE_VERSION}".encode())
     for name, file in sorted(files.items()):
-        try:
-            with file.open("rb") as handle:
-                content = hashlib.file_digest(handle, "sha256").hexdigest()
-        except OSError as error:
-            raise InputError(
-                f"{file}: cannot be read ({one_line(error)}); check its rights"
-            ) from None
+        foreign.check_regular(file, "remove it, or put the file itself there")
+        with foreign.reading(file, "check its rights", "cannot be read"), file.open("rb") as handle:
+            content = hashlib.file_digest(handle, "sha256").hexdigest()
         key.update(f"\n{name}\n{content}".encode())
     return key.hexdigest()
 
@@ -74,20 +71,23 @@ def _write_cache(folder: Path, arrays: Arrays) -> None:
         about: dict[str, Any] = {"classes": arrays.classes}
         for field in Arrays._fields[:4]:
             array = getattr(arrays, field)
-            np.save(new / f"{field}.npy", array)
+            write_array(new / f"{field}.npy", array)
             about[field] = [str(array.dtype), *array.shape]
-        (new / "about.json").write_text(json.dumps(about), encoding="utf-8")
+        text = json.dumps(about).encode()
+        write_checked(new / "about.json", operator.methodcaller("write", text))
         # Where another process was faster the rename fails, and its folder has the same content.
         with contextlib.suppress(OSError):
             new.rename(folder)
 
 
 def _read_cache(folder: Path) -> Arrays:
-    about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-    arrays = {}
-    for field in Arrays._fields[:4]:
-        array = np.load(folder / f"{field}.npy", mmap_mode="r", allow_pickle=False)
-        if [str(array.dtype), *array.shape] != about[field]:
-            raise ValueError(f"{field}.npy is {array.dtype} {array.shape}, not {about[field]}")
-        arrays[field] = array
-    return Arrays(**arrays, classes=about["classes"] and tuple(about["classes"]))
+    """Raises InputError where any of it is missing, damaged or not what was written."""
+    for name in ("about.json", *(f"{field}.npy" for field in Arrays._fields[:4])):
+        foreign.check_regular(folder / name)
+    with foreign.reading(folder, _REMEDY):
+        about = json.loads(read_checked(folder / "about.json", _REMEDY))
+        arrays = {}
+        for field in Arrays._fields[:4]:
+            dtype, *shape = about[field]
+            arrays[field] = read_array(folder / f"{field}.npy", dtype, shape, _REMEDY)
+        return Arrays(**arrays, classes=about["classes"] and tuple(about["classes"]))

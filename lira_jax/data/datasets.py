@@ -28,7 +28,7 @@ import numpy as np
 from lira_jax.config import DataConfig
 from lira_jax.data import canaries, membership, sources
 from lira_jax.data.arrays import checked
-from lira_jax.data.canaries import Labelled
+from lira_jax.data.canaries import FEWEST_NATURAL, Labelled
 from lira_jax.errors import InputError
 from lira_jax.fields import refusal
 
@@ -156,11 +156,14 @@ def in_equal_folds(data: Dataset, block: int) -> tuple[np.ndarray, np.ndarray]:
     """
     canaries = len(data.x_canary)
     examples = membership.usable_examples(len(data.x_train) + canaries, block)
-    if examples <= canaries:
+    fewest = FEWEST_NATURAL if canaries else 1
+    if examples < canaries + fewest:
         raise InputError(
             f"{data.name}: {len(data.x_train)} training images"
             + f" and {canaries} canaries" * bool(canaries)
             + f" cannot be cut into {block} folds"
+            + f" with {fewest} of the images among them" * bool(canaries)
+            + "; give more images"
         )
     images, labels = data.x_train[: examples - canaries], data.y_train[: examples - canaries]
     if canaries:  # else the images may stay a memory map

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -10,10 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from lira_jax import foreign
 from lira_jax.data.arrays import Arrays
 from lira_jax.data.cache import cached
-from lira_jax.data.images import Example, decode_image, stack
-from lira_jax.errors import InputError, one_line
+from lira_jax.data.images import Example, stack
+from lira_jax.errors import InputError
+
+_ADVICE = "copy or download it again"
+# Rows decoded at a time. A column may repeat one large value by reference, so few.
+_ROWS = 64
 
 
 def read(folder: Path) -> Arrays:
@@ -26,7 +32,8 @@ def read(folder: Path) -> Arrays:
         if split := re.search(r"(?<![a-z])(train|test|valid)", file.name.lower()):
             splits[split[0]].append(file)
     if not splits["train"]:
-        below = sorted({str(file.parent.relative_to(folder)) for file in folder.rglob("*.parquet")})
+        near = (*folder.glob("*/*.parquet"), *folder.glob("*/*/*.parquet"))
+        below = sorted({str(file.parent.relative_to(folder)) for file in near})
         seen = f"; there are Parquet files in {', '.join(below)}" if below else ""
         raise InputError(
             f"{folder}: holds no train*.parquet{seen}; set data.path to a folder of Parquet files "
@@ -45,13 +52,43 @@ def read(folder: Path) -> Arrays:
 
 
 def _decode(train: Sequence[Path], test: Sequence[Path]) -> Arrays:
+    x_train, y_train = _split(train, "train")
+    x_test, y_test = _split(test, "test")
+    with _opened(train[0]) as (parquet, _, label):
+        classes = _class_names(parquet.schema_arrow, label, train[0])
+    return Arrays(x_train, y_train, x_test, y_test, classes)
+
+
+def _split(files: Sequence[Path], name: str) -> tuple[np.ndarray, np.ndarray]:
+    rows = 0
+    for file in files:
+        with _opened(file) as (parquet, *_):
+            rows += parquet.metadata.num_rows
+    return stack((example for file in files for example in _examples(file)), rows, name)
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[tuple[Any, str, str]]:
+    """The file and the names of its image and label columns."""
     import pyarrow as pa  # slow to import, and not needed once the cache is filled
     import pyarrow.parquet as pq
 
-    def opened(file: Path) -> tuple[Any, str, str]:
-        """The file and the names of its image and label columns."""
-        parquet = pq.ParquetFile(file)
+    with foreign.reading(file, _ADVICE, "not readable as Parquet"):
+        # Where pages have checksums; few writers write them, and then labels have none.
+        parquet = pq.ParquetFile(file, page_checksum_verification=True)
         schema = parquet.schema_arrow
+        declared = [
+            (column.path_in_schema, column.total_uncompressed_size, column.total_compressed_size)
+            for group in range(parquet.metadata.num_row_groups)
+            for column in map(
+                parquet.metadata.row_group(group).column, range(parquet.metadata.num_columns)
+            )
+        ]
+    with parquet:
+        for column, size, given in declared:
+            foreign.check_size(
+                f"{file}: column {column}", size, min(given, file.stat().st_size), _ADVICE
+            )
         image = next((name for name in ("image", "img") if name in schema.names), None)
         label = next((name for name in ("label", "fine_label") if name in schema.names), None)
         if image is None or label is None:
@@ -59,56 +96,44 @@ def _decode(train: Sequence[Path], test: Sequence[Path]) -> Arrays:
                 f"{file}: has columns {', '.join(schema.names)}; needed are image (or img) and "
                 "label (or fine_label)"
             )
+        for name in (image, label):
+            if schema.names.count(name) > 1:
+                raise InputError(f"{file}: has two columns {name}; remove one of them")
         kind = schema.field(image).type
-        if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
+        index = kind.get_field_index("bytes") if pa.types.is_struct(kind) else -1
+        if index < 0 or kind.field(index).type not in (pa.binary(), pa.large_binary()):
             raise InputError(f"{file}: column {image} is {kind}; needed is struct {{bytes, path}}")
         if not pa.types.is_integer(schema.field(label).type):
             raise InputError(
                 f"{file}: column {label} is {schema.field(label).type}; needed are integers 0…K-1"
             )
-        return parquet, image, label
+        yield parquet, image, label
 
-    def examples(files: Sequence[Path]) -> Iterator[Example]:
-        for file in files:
-            parquet, image, label = opened(file)
-            row = 0
-            for batch in parquet.iter_batches(batch_size=512, columns=[image, label]):
+
+def _examples(file: Path) -> Iterator[Example]:
+    row = 0
+    with _opened(file) as (parquet, image, label):
+        batches = parquet.iter_batches(batch_size=_ROWS, columns=[image, label])
+        while True:
+            with foreign.reading(file, _ADVICE, "damaged"):
+                batch = next(batches, None)
+                if batch is None:
+                    return
                 cells, labels = batch.column(image).to_pylist(), batch.column(label).to_pylist()
-                for cell, value in zip(cells, labels, strict=True):
-                    place = f"{file}: row {row}"
-                    if cell is None or cell["bytes"] is None or value is None:
-                        raise InputError(f"{place} has no image bytes or no label; remove the row")
-                    yield decode_image(cell["bytes"], place), value, place
-                    row += 1
-
-    def split(files: Sequence[Path], name: str) -> tuple[np.ndarray, np.ndarray]:
-        rows = 0
-        for file in files:
-            try:
-                rows += opened(file)[0].metadata.num_rows
-            except (pa.ArrowException, OSError) as error:
-                raise InputError(
-                    f"{file}: not readable as Parquet ({one_line(error)}); copy or download it "
-                    "again"
-                ) from None
-        try:
-            return stack(examples(files), rows, name)
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(
-                f"{files[0].parent}: {name} Parquet files are damaged ({one_line(error)}); "
-                "copy or download them again"
-            ) from None
-
-    x_train, y_train = split(train, "train")
-    x_test, y_test = split(test, "test")
-    parquet, _, label = opened(train[0])
-    return Arrays(x_train, y_train, x_test, y_test, _class_names(parquet.schema_arrow, label))
+            for cell, value in zip(cells, labels, strict=True):
+                place = f"{file}: row {row}"
+                if cell is None or cell["bytes"] is None or value is None:
+                    raise InputError(f"{place} has no image bytes or no label; remove the row")
+                yield cell["bytes"], value, place
+                row += 1
 
 
-def _class_names(schema: Any, label: str) -> tuple[str, ...] | None:
+def _class_names(schema: Any, label: str, file: Path) -> tuple[str, ...] | None:
     """Class names in the Hugging Face schema metadata, if there are any."""
-    try:
-        about = json.loads((schema.metadata or {})[b"huggingface"])
-        return tuple(map(str, about["info"]["features"][label]["names"]))
-    except (KeyError, TypeError, ValueError):
+    with foreign.reading(file, "write it again, or without its `huggingface` metadata"):
+        about = json.loads((schema.metadata or {}).get(b"huggingface", b"null"))
+    for key in ("info", "features", label, "names"):
+        about = about.get(key) if isinstance(about, dict) else None
+    if not isinstance(about, list) or not all(isinstance(name, str) for name in about):
         return None
+    return tuple(about) or None

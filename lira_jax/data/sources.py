@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lira_jax import foreign
+from lira_jax.array_files import read_npz
 from lira_jax.config import DataConfig
 from lira_jax.data import cifar, parquet, tfds
 from lira_jax.data.arrays import Arrays
-from lira_jax.errors import InputError, one_line
+from lira_jax.errors import InputError
 from lira_jax.user_code import failure, import_function
 
 
@@ -27,7 +27,9 @@ def read(config: DataConfig) -> tuple[str, str, Arrays]:
     if not config.path:
         where = f'data.name = "{config.name}"'
         return config.name, where, _by_name(config.name, where)
-    path = Path(config.path).expanduser()
+    with foreign.reading(f'data.path = "{config.path}"', "check data.path", "no usable path"):
+        path = Path(config.path).expanduser()
+        path.exists()
     # With a path, `name` is only a title, and the default would be a false one.
     name = path.name if config.name == DataConfig.name else config.name
     return name, str(path), _by_path(path)
@@ -60,6 +62,7 @@ def _by_path(path: Path) -> Arrays:
         return _from_npz(path)
     if path.suffix == ".parquet":
         raise InputError(f"{path}: set data.path to the folder that holds the Parquet files")
+    foreign.check_regular(path, "data.path takes a folder of Parquet files, an .npz, or an archive")
     return cifar.read(path)
 
 
@@ -85,16 +88,8 @@ def _from_function(name: str, where: str) -> Arrays:
 
 
 def _from_npz(path: Path) -> Arrays:
-    try:
-        with path.open("rb") as handle:
-            loaded = np.load(handle, allow_pickle=False)
-            keys = getattr(loaded, "files", ())  # a plain .npy under this name has none
-            arrays: dict[str, Any] = {key: loaded[key] for key in Arrays._fields[:4] if key in keys}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(
-            f"{path}: not readable as .npz ({one_line(error)}); "
-            "write it again with numpy.savez(file, x_train=…, y_train=…, x_test=…, y_test=…)"
-        ) from None
+    advice = "write it again with numpy.savez(FILE, x_train=…, y_train=…, x_test=…, y_test=…)"
+    arrays: dict[str, Any] = read_npz(path, Arrays._fields[:4], advice)
     if missing := [key for key in ("x_train", "y_train") if key not in arrays]:
         raise InputError(
             f"{path}: holds no {' and no '.join(missing)}; "

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key, UInt8
 
-from lira_jax import networks
+from lira_jax import foreign, networks
 from lira_jax.config import DefenceConfig, Experiment, NetworkConfig, flatten, keep_fraction
 from lira_jax.data import datasets
 from lira_jax.errors import InputError
@@ -88,7 +88,7 @@ def read(experiment: Experiment, network: Network, images: UInt8[np.ndarray, "E 
         InputError: no run, model 0 not trained or damaged, a network that differs in more than its
             classes, changed data, or candidates that are also candidates of that run.
     """
-    source = Path(experiment.defence.transfer_from).expanduser()
+    source = _run_folder(experiment.defence.transfer_from)
     theirs = run_dir.read_config(source)
     data = datasets.load(theirs.data, theirs.seed)
     if data.digest != run_dir.read_versions(source)["data_digest"]:
@@ -113,6 +113,18 @@ def read(experiment: Experiment, network: Network, images: UInt8[np.ndarray, "E 
     variables = jax.tree.map(lambda leaf: leaf[0], checkpoints.restore(source, group, rows))
     del variables["params"][last_layer(variables, theirs.network.arch, _KEY)]
     return variables
+
+
+def _run_folder(text: str) -> Path:
+    """The other run's directory, in which there is nothing that would be read for ever."""
+    advice = "give the run directory of the models to begin with"
+    with foreign.reading(f'{_KEY} = "{text}"', advice, "no usable path"):
+        source = Path(text).expanduser()
+        contents = [*source.glob("*"), *source.glob(f"{run_dir.CHECKPOINTS}/*")]
+    for path in contents:
+        if not path.is_dir():
+            foreign.check_regular(path, "remove it")
+    return source
 
 
 def _refuse_other_network(

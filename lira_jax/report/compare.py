@@ -6,9 +6,6 @@ more accurate, or less overfitted, give less away?
 
 from __future__ import annotations
 
-import json
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from operator import methodcaller
 from pathlib import Path
@@ -18,7 +15,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import t as student
 
-from lira_jax import config, config_file
+from lira_jax import config, config_file, foreign
+from lira_jax.array_files import read_npz
 from lira_jax.csv_text import csv_text, with_interval
 from lira_jax.errors import InputError
 from lira_jax.evaluation import FPRS, Roc
@@ -141,29 +139,18 @@ def _names(runs: Sequence[Path]) -> list[str]:
 def _read(run: Path, name: str) -> ComparedRun:
     folder = run if (run / "metrics.json").exists() else run / "attack"
     path = folder / "metrics.json"
-    try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+    if not path.exists():
         raise InputError(
             f"{run}: no attack results ({path} is missing); "
             f"make them with: python attack.py --run {run}"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path}: not readable ({error}); make it anew with: python attack.py --run {run}"
-        ) from None
+        )
+    advice = f"make it anew with: python attack.py --run {run}"
+    metrics = foreign.read_json(path, advice)
     schema = metrics.get("schema") if isinstance(metrics, dict) else None
     if schema != SCHEMA:
-        raise InputError(
-            f"{path}: has schema {schema}, not {SCHEMA}; "
-            f"make it anew with: python attack.py --run {run}"
-        )
-    try:
+        raise InputError(f"{path}: has schema {schema}, not {SCHEMA}; {advice}")
+    with foreign.reading(path, advice, "damaged"):
         return _from_metrics(run, name, folder, metrics)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{path}: damaged ({error!r}); make it anew with: python attack.py --run {run}"
-        ) from None
 
 
 def _from_metrics(run: Path, name: str, folder: Path, metrics: dict[str, Any]) -> ComparedRun:
@@ -232,18 +219,23 @@ def _three_digits(epsilon: Any) -> str:
 
 
 def _read_curve(path: Path, run: Path, sizes: Mapping[str, int]) -> Roc:
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            counts = (
-                np.rint(arrays[f"{ATTACK}.{rate}"] * size).astype(np.int64)
-                for rate, size in sizes.items()
-            )
-            return Roc(*counts)
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error):
-        raise InputError(
-            f"{path}: missing, damaged, or without {ATTACK}; "
-            f"make it anew with: python attack.py --run {run}"
-        ) from None
+    advice = f"make it anew with: python attack.py --run {run}"
+    names = [f"{ATTACK}.{rate}" for rate in sizes]
+    curves = list(read_npz(path, names, advice).values()) if path.exists() else []
+    if len(curves) != len(names) or not all(map(_is_curve, curves)):
+        raise InputError(f"{path}: missing, damaged, or without {ATTACK}; {advice}")
+    if curves[0].shape != curves[1].shape:
+        raise InputError(f"{path}: the rates of {ATTACK} are not equally many; {advice}")
+    counts = (
+        np.rint(curve * size).astype(np.int64)
+        for curve, size in zip(curves, sizes.values(), strict=True)
+    )
+    return Roc(*counts)
+
+
+def _is_curve(rates: np.ndarray) -> bool:
+    plain = rates.ndim == 1 and rates.size and rates.dtype.kind == "f"
+    return bool(plain and ((rates >= 0) & (rates <= 1)).all())
 
 
 def _settings_of(run: Path, metrics: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ held-out images had a say in training all the same.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32, UInt8
 
+from lira_jax import foreign
 from lira_jax.config import (
     INPUT_KINDS,
     DataConfig,
@@ -38,7 +40,7 @@ from lira_jax.config import (
 )
 from lira_jax.data import datasets
 from lira_jax.data.datasets import Dataset
-from lira_jax.data.images import decode_image
+from lira_jax.data.images import FORMATS, decode_image
 from lira_jax.errors import InputError
 from lira_jax.fields import refusal
 from lira_jax.random_streams import trust_inputs
@@ -95,13 +97,20 @@ def gather(
 
     Raises:
         InputError: a kind that is named but cannot be made, a source that cannot be read, or one
-            whose images do not fit or are candidates, or whose classes cannot be matched.
+            whose images do not fit or are candidates, or whose classes cannot be matched; or more
+            noise than memory holds.
     """
     order = trust_inputs(seed, "test").permutation(len(data.y_held_out))
     cut = min(config.fit, len(order) // 2)
     fit = _held_out(data, order[:cut], "fit", "images for temperatures")
     test = _held_out(data, order[cut:][: config.examples or None], "test", "test images")
     noise = (config.examples or len(test.labels) or len(candidates), *candidates.shape[1:])
+    # Normal numbers are drawn as float32 and scaled as float64.
+    for kind, size in (("uniform", 1), ("gaussian", 21)):
+        if kind in config.inputs or config.inputs == ("all",):
+            needed = size * math.prod(noise)
+            words = f"trust.examples = {config.examples}: {kind} noise needs"
+            foreign.check_memory(words, needed, "give fewer")
     scaled = {"kind": "scaled", "title": f"inputs × {config.scale:g}", "scale": config.scale}
     make: dict[str, Callable[[], Inputs]] = {
         "test": lambda: test,
@@ -266,26 +275,30 @@ def _generated(config: TrustConfig, candidates: np.ndarray, seed: int) -> Inputs
     """Image files in a folder and in folders below, without hidden ones."""
     from PIL import Image
 
-    where, folder = f'trust.generated = "{config.generated}"', Path(config.generated).expanduser()
-    if not folder.is_dir():
-        raise InputError(f"{where}: no such folder; give one that holds image files")
-    endings = {end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    where = f'trust.generated = "{config.generated}"'
+    with foreign.reading(where, "give one that holds image files", "no such folder"):
+        folder = Path(config.generated).expanduser()
+        if not folder.is_dir():
+            raise InputError(f"{where}: no such folder; give one that holds image files")
+    endings = {end for end, kind in Image.registered_extensions().items() if kind in FORMATS}
     files = sorted(
         file
         for file in folder.rglob("*")
         if file.suffix.lower() in endings
         and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-        and file.is_file()
+        and not file.is_dir()
     )
+    for file in files:
+        foreign.check_regular(file, "remove it")
     if not files:
         raise InputError(f"{where}: holds no image files; give a folder of PNG or JPEG files")
     order = trust_inputs(seed, "generated").permutation(len(files))[: config.examples or None]
     images = []
     for file in (files[number] for number in order):
-        try:
-            pixels = decode_image(file.read_bytes(), str(file))
-        except OSError as error:
-            raise InputError(f"{file}: cannot be read ({error.strerror}); remove it") from None
+        with foreign.reading(file, "remove it", "cannot be read"):
+            foreign.check_memory(f"{file}: holds", file.stat().st_size, "remove it")
+            content = file.read_bytes()
+        pixels = decode_image(content, str(file))
         images.append(matched(pixels[None], candidates.shape[1:], str(file)))
     generated = np.concatenate(images)
     _refuse_members(generated, candidates, where)

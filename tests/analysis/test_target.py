@@ -197,7 +197,7 @@ GOOD = np.zeros((20, 3), dtype=np.float32)
         ({"scores": np.where(np.arange(3) == 1, np.nan, GOOD)}, "nan at example 0, view 1"),
         ({"scores": GOOD.astype(float) + 1e39}, "every score must be finite"),
         ({"scores": GOOD, "keep": np.zeros((20, 1), bool)}, "`keep` has shape (20, 1); must be"),
-        ({"scores": GOOD, "keep": np.full(20, 2)}, "`keep` is int64; save booleans, or 1"),
+        ({"scores": GOOD, "keep": np.full(20, 2)}, "`keep` is 2 at example 0; use 1"),
         ({"scores": GOOD, "keep": np.full(20, 0.5)}, "`keep` is float64"),
     ],
 )

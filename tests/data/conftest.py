@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lira_jax.data import images, parquet
+from lira_jax.data import images
 
 
 @pytest.fixture(autouse=True)
@@ -34,11 +34,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The places of the images decoded so far."""
     places: list[str] = []
-    original = images.decode_image
+    original = images._pixels
 
-    def counted(data: bytes, place: str) -> np.ndarray:
+    def counted(image: Any, shape: images.Shape, place: str) -> np.ndarray:
         places.append(place)
-        return original(data, place)
+        return original(image, shape, place)
 
-    monkeypatch.setattr(parquet, "decode_image", counted)
+    monkeypatch.setattr(images, "_pixels", counted)
     return places

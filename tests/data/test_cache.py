@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from lira_jax.config import DataConfig
 from lira_jax.data import datasets, parquet
+from lira_jax.run import storage
 from tests.data.synthetic import arrays, check, write_parquet
 
 
@@ -41,8 +43,20 @@ def truncate(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1])
 
 
-def reshape(folder: Path) -> None:
-    np.save(folder / "y_train.npy", np.zeros(5, np.int64))
+def flip_a_pixel(folder: Path) -> None:
+    file = folder / "x_train.npy"
+    content = bytearray(file.read_bytes())
+    content[-200] ^= 1  # the checksum is what follows the pixels
+    file.write_bytes(content)
+
+
+def rename_a_class(folder: Path) -> None:
+    file = folder / "about.json"
+    file.write_bytes(file.read_bytes().replace(b"null", b'["a"]'))
+
+
+def take_the_labels_of_another(folder: Path) -> None:
+    storage.write_array(folder / "y_train.npy", np.zeros(5, np.int64))
 
 
 def empty(folder: Path) -> None:
@@ -54,10 +68,20 @@ def forget(folder: Path) -> None:
 
 
 def garble(folder: Path) -> None:
-    (folder / "about.json").write_text("[1, 2")
+    storage.write_checked(folder / "about.json", lambda file: file.write(b"[" * 100_000))
 
 
-@pytest.mark.parametrize("damage", [truncate, reshape, empty, forget, garble])
+def wait(folder: Path) -> None:
+    (folder / "y_test.npy").unlink()
+    os.mkfifo(folder / "y_test.npy")
+
+
+@pytest.mark.parametrize("damage",
+    [
+        truncate, flip_a_pixel, rename_a_class, take_the_labels_of_another, empty, forget, garble,
+        wait,
+    ],
+)  # fmt: skip
 def test_damaged_cache_is_rebuilt(
     tmp_path: Path,
     cache: Path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from lira_jax.config import DataConfig
 from lira_jax.data import datasets
+from lira_jax.errors import InputError
 from tests.data.synthetic import npz, refused
 
 
@@ -84,7 +86,7 @@ def test_where_canaries_take_the_whole_test_split_images_beyond_the_limit_are_he
 
 
 def test_mislabelled_canaries_get_every_wrong_label_and_noise_every_label(tmp_path: Path) -> None:
-    path = npz(tmp_path, 6, 600)
+    path = npz(tmp_path, 10, 600)
     dataset = datasets.load(DataConfig(path=path, canaries=600))
     right = datasets.load(DataConfig(path=path)).y_test
     counts = np.bincount((dataset.y_canary - right) % 3, minlength=3)
@@ -95,7 +97,7 @@ def test_mislabelled_canaries_get_every_wrong_label_and_noise_every_label(tmp_pa
     assert noise.x_canary.shape == (600, 4, 4, 3)
     assert (noise.x_canary.dtype, noise.y_canary.dtype) == (np.uint8, np.int32)
     assert np.bincount(noise.x_canary.ravel(), minlength=256).min() > 60  # 112.5 expected
-    assert len(noise.x_train) == 6
+    assert len(noise.x_train) == 10
 
 
 def test_canaries_are_a_function_of_the_seed_and_part_of_the_digest(tmp_path: Path) -> None:
@@ -115,11 +117,24 @@ def test_canaries_are_a_function_of_the_seed_and_part_of_the_digest(tmp_path: Pa
     assert len(digests) == 5
 
 
-def test_more_canaries_than_training_images_are_refused(tmp_path: Path) -> None:
-    path = npz(tmp_path, 6, 2)
-    datasets.load(DataConfig(path=path, canaries=4))
-    for canaries in (5, 6, 7, 1000):
-        refused(DataConfig(path=path, canaries=canaries), f"canaries = {canaries}", "give fewer")
+def test_canaries_that_leave_fewer_than_ten_training_images_are_refused(tmp_path: Path) -> None:
+    path = npz(tmp_path, 14, 2)
+    for canaries in (5, 6, 14, 1000):
+        config = DataConfig(path=path, canaries=canaries)
+        refused(config, f"canaries = {canaries}", "give at most 4 canaries")
+    dataset = datasets.load(DataConfig(path=path, canaries=4))  # the remedy
+    assert len(dataset.x_train) == 10
+    few = npz(tmp_path, 9, 20)
+    for kind in ("mislabelled", "noise"):
+        config = DataConfig(path=few, canaries=5, canary_kind=kind)
+        refused(config, "9 training images", "give more images, or no canaries")
+    with pytest.raises(InputError, match="2 folds with 10 of the images"):
+        datasets.in_equal_folds(dataclasses.replace(dataset, x_train=dataset.x_train[:9]), 2)
+
+
+def test_noise_canaries_beyond_memory_are_refused_before_any_is_drawn(tmp_path: Path) -> None:
+    config = DataConfig(path=npz(tmp_path, 20, 2), canaries=10**12, canary_kind="noise")
+    refused(config, "data.canaries = 1000000000000: need 96,000.0 GB", "give fewer")
 
 
 def test_canaries_get_labels_of_the_classes_that_stay() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from lira_jax import foreign
 from lira_jax.config import DataConfig
 from lira_jax.data import datasets
 from tests.data.synthetic import arrays, check, png, refused, write_parquet
@@ -117,3 +119,59 @@ def test_bad_parquet_files(tmp_path: Path) -> None:
     refused(config, str(tmp_path), "train label 2 in row 2", "0…1")
     write_parquet(file, x[:0], y[:0])
     refused(config, str(tmp_path), "no training images")
+
+
+def test_columns_that_are_none_of_ours_are_refused(tmp_path: Path) -> None:
+    config, file = DataConfig(path=str(tmp_path)), tmp_path / "train.parquet"
+    x, y = arrays(6, (4, 4, 3))
+    cells = pa.array([{"bytes": png(image)} for image in x])
+    label = pa.array(y)
+    pq.write_table(pa.Table.from_arrays([cells, label, label], ["image", "label", "label"]), file)
+    refused(config, str(file), "two columns label")
+    pq.write_table(pa.Table.from_arrays([cells, cells, label], ["image", "image", "label"]), file)
+    refused(config, str(file), "two columns image")
+    numbers = pa.array([{"bytes": 5}] * 6)
+    pq.write_table(pa.table({"image": numbers, "label": label}), file)
+    refused(config, str(file), "needed is struct {bytes, path}")
+    write_parquet(file, x, pa.array(y.astype(np.uint64) + 2**63))
+    refused(config, f"{file}: row 0: label 9223372036854775808 is beyond 32 bits")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{", "\xff"])
+def test_damaged_names_of_classes_are_refused(tmp_path: Path, text: str) -> None:
+    x, y = arrays(6, (4, 4, 3))
+    cells = pa.array([{"bytes": png(image)} for image in x])
+    table = pa.table({"image": cells, "label": pa.array(y)})
+    table = table.replace_schema_metadata({"huggingface": text})
+    pq.write_table(table, tmp_path / "train.parquet")
+    refused(DataConfig(path=str(tmp_path)), "train.parquet: not readable", "metadata")
+
+
+@pytest.mark.parametrize("names", ["abc", [1, 2, 3], {"0": "a"}, []])
+def test_names_that_are_no_list_of_texts_are_left_out(tmp_path: Path, names: Any) -> None:
+    write_parquet(tmp_path / "train.parquet", *arrays(6, (4, 4, 3)), names=names)
+    assert datasets.load(DataConfig(path=str(tmp_path))).classes == ("0", "1", "2")
+
+
+def test_a_flipped_byte_in_a_page_with_a_checksum_is_refused(tmp_path: Path) -> None:
+    x, y = arrays(64, (4, 4, 3))
+    cells = pa.array([{"bytes": png(image)} for image in x])
+    file = tmp_path / "train.parquet"
+    table = pa.table({"label": pa.array(y), "image": cells})
+    pq.write_table(table, file, write_page_checksum=True, use_dictionary=False, compression="none")
+    whole = file.read_bytes()
+    labels = y.astype("<i8").tobytes()
+    place = whole.index(labels) + 80
+    file.write_bytes(whole[:place] + b"\2" + whole[place + 1 :])
+    refused(DataConfig(path=str(tmp_path)), str(file), "damaged")
+
+
+def test_columns_that_claim_far_more_than_they_are_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(foreign, "LARGE", 2**16)
+    x, y = arrays(6, (4, 4, 3))
+    cells = pa.array([{"bytes": png(image) + bytes(2**20)} for image in x])
+    table = pa.table({"image": cells, "label": pa.array(y)})
+    pq.write_table(table, tmp_path / "train.parquet", compression="zstd")
+    refused(DataConfig(path=str(tmp_path)), "column image.bytes", "that claim to be")

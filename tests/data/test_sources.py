@@ -95,6 +95,9 @@ def bad_arrays() -> dict[str, tuple[dict[str, Any], str]]:
     test = {"x_test": x, "y_test": y}
     return {
         "unit floats": ({"x_train": x / 255, "y_train": y}, "multiply by 255"),
+        "dates": ({"x_train": x, "y_train": y.astype("m8[s]")}, "labels are timedelta64"),
+        "unsigned": ({"x_train": x, "y_train": y.astype(np.uint64) + 2**63}, "beyond 32 bits"),
+        "complex": ({"x_train": x, "y_train": y * 1j}, "labels are complex128"),
         "int images": ({"x_train": x.astype(int), "y_train": y}, "images are int64"),
         "flat images": ({"x_train": x.reshape(6, -1), "y_train": y}, "shape (6, 48)"),
         "objects": ({"x_train": np.array([None] * 6), "y_train": y}, "object"),
@@ -109,6 +112,7 @@ def bad_arrays() -> dict[str, tuple[dict[str, Any], str]]:
         "all negative": ({"x_train": x, "y_train": y - 9}, "train label -9 in row 0"),
         "negative test": ({"x_train": x, "y_train": y, "x_test": x, "y_test": -y}, "test label -2"),
         "identifiers": ({"x_train": x, "y_train": y + 2**40}, "number the classes"),
+        "far identifiers": ({"x_train": x, "y_train": y + 2**20}, "number the classes"),
         "one class": ({"x_train": x, "y_train": y * 0 + 2}, "one class"),
         "sizes": ({"x_train": x[:, :3], "y_train": y} | test, "make them one size"),
         "no y_test": ({"x_train": x, "y_train": y, "x_test": x}, "one of x_test and y_test"),
@@ -120,7 +124,7 @@ def test_bad_arrays_in_npz(tmp_path: Path, case: str) -> None:
     content, part = bad_arrays()[case]
     np.savez(tmp_path / "bad.npz", allow_pickle=True, **content)
     # Pickled objects are refused on reading, before any check.
-    part = "not readable as .npz" if case == "objects" else part
+    part = "`x_train` holds Python objects" if case == "objects" else part
     refused(DataConfig(path=str(tmp_path / "bad.npz")), str(tmp_path / "bad.npz"), part)
 
 
@@ -147,7 +151,7 @@ def test_bad_npz_files(tmp_path: Path) -> None:
     refused(DataConfig(path=str(file)), str(file), "holds no x_train;")
     with file.open("wb") as handle:
         np.save(handle, x)
-    refused(DataConfig(path=str(file)), str(file), "holds no x_train and no y_train")
+    refused(DataConfig(path=str(file)), str(file), "one bare array")
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,8 @@ def test_tfds_damaged(tmp_path: Path) -> None:
     records.unlink()
     refused(DataConfig(name="tiny"), str(folder), "move that folder away")
     (folder / "dataset_info.json").write_text("{")
+    refused(DataConfig(name="tiny"), str(folder), "dataset_info.json: not readable")
+    (folder / "dataset_info.json").write_text('{"version": "?"}')
     refused(DataConfig(name="tiny"), str(tmp_path / "tfds"), "TFDS cannot open it")
 
 
@@ -135,3 +138,65 @@ def test_tfds_without_train(tmp_path: Path) -> None:
         tmp_path / "tfds", {"train": (images[0][:0], images[1][:0]), "test": images}, list("abc")
     )
     refused(DataConfig(name="tiny"), "has splits test but no train")
+
+
+MODULE = "code_of_strangers"
+CLASS = f"{MODULE}.Feature"
+
+
+def hidden_in_json(features: dict[str, Any]) -> dict[str, Any]:
+    """As JSON within the JSON, which TFDS reads as a type of features of older versions."""
+    inner = {"feature": {"type": CLASS, "content": {}}, "length": None}
+    name = "tensorflow_datasets.core.features.sequence_feature.Sequence"
+    part = {"pythonClassName": name, "jsonFeature": {"json": json.dumps(inner)}}
+    return {**features, "more": part}
+
+
+def in_label(**changes: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda features: {**features, "label": {**features["label"], **changes}}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        in_label(pythonClassName=CLASS),
+        lambda features: {**features, "more": {"python_class_name": CLASS, "text": {}}},
+        lambda features: {**features, "more": {"type": CLASS, "content": {}}},
+        hidden_in_json,
+        lambda features: {**features, "../more": features["label"]},
+    ],
+)
+@pytest.mark.parametrize("file", ["features.json", "dataset_info.json"])
+def test_tfds_imports_nothing_that_a_folder_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Any, file: str
+) -> None:
+    (tmp_path / f"{MODULE}.py").write_text("raise SystemExit('ran code that a data set names')")
+    monkeypatch.syspath_prepend(tmp_path)
+    write_tfds(tmp_path / "tfds", {"train": arrays(6, (4, 4, 3))}, ["a", "b", "c"])
+    folder = tmp_path / "tfds" / "tiny" / "1.0.0"
+    about = json.loads((folder / "features.json").read_text())
+    about["featuresDict"]["features"] = change(about["featuresDict"]["features"])
+    if file == "dataset_info.json":
+        about = {**json.loads((folder / file).read_text()), "features": about}
+    (folder / file).write_text(json.dumps(about))
+    refused(DataConfig(name="tiny"), f"{folder / file}: ", "no class of TFDS itself")
+    assert MODULE not in sys.modules
+
+
+def test_tfds_the_oldest_form_is_refused_as_a_whole(tmp_path: Path) -> None:
+    write_tfds(tmp_path / "tfds", {"train": arrays(6, (4, 4, 3))}, ["a", "b", "c"])
+    file = tmp_path / "tfds" / "tiny" / "1.0.0" / "features.json"
+    file.write_text(json.dumps({"type": CLASS, "content": {}}))
+    refused(DataConfig(name="tiny"), f"{file}: type is '{CLASS}'")
+    file.write_text("[" * 100_000)
+    refused(DataConfig(name="tiny"), f"{file}: not readable")
+
+
+@pytest.mark.parametrize("template", ["/dev/zero", "../../{DATASET}", "/etc/{SPLIT}"])
+def test_tfds_shards_lie_in_the_folder(tmp_path: Path, template: str) -> None:
+    write_tfds(tmp_path / "tfds", {"train": arrays(6, (4, 4, 3))}, ["a", "b", "c"])
+    folder = tmp_path / "tfds" / "tiny" / "1.0.0"
+    about = json.loads((folder / "dataset_info.json").read_text())
+    about["splits"][0]["filepathTemplate"] = template
+    (folder / "dataset_info.json").write_text(json.dumps(about))
+    refused(DataConfig(name="tiny"), "data.name", str(tmp_path / "tfds"))

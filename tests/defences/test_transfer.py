@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 
 import jax
@@ -243,6 +244,20 @@ def test_a_source_that_is_no_run_or_not_trained_is_refused(source, onward, tmp_p
     run_dir.prepare(tmp_path / "bare", experiment, data.keep, data.labels, versions)()
     message = begun(tmp_path / "bare")
     assert "model 0, whose weights defence.transfer_from asks for, is not trained yet" in message
+
+
+@pytest.mark.parametrize("name", ["config.toml", "keep.npy", "checkpoints/x.npz"])
+def test_a_source_with_a_pipe_for_a_file_is_refused(onward, tmp_path, name):
+    (tmp_path / "checkpoints").mkdir()
+    os.mkfifo(tmp_path / name)
+    for path, words in (
+        (str(tmp_path), f"{tmp_path / name}: is a pipe, not a file; remove it"),
+        ("/dev/zero", "/dev/zero"),
+        ("~no-such-user/x", "defence.transfer_from"),
+    ):
+        defence = dataclasses.replace(onward.defence, transfer_from=path)
+        other = dataclasses.replace(onward, defence=defence)
+        assert words in refusal(None, lambda o=other: transfer.read(o, None, None))
 
 
 def test_the_last_layers_of_our_networks_are_known():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from functools import cache
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from scipy import stats
 
 from lira_jax import config, config_file
+from lira_jax.errors import InputError
 from lira_jax.report.compare import compare
 from lira_jax.run import continuing
 from tests import synthetic_findings
@@ -244,7 +246,9 @@ def test_refuses_results_without_the_attack_that_is_compared(two, tmp_path):
     assert "no attack lira-online-shrinkage" in message
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"schema": 2}', '{"schema": 2, "attacks": 3}', "\0"])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"schema": 2}', '{"schema": 2, "attacks": 3}', "\0", "[" * 100_000]
+)
 def test_refuses_damaged_results(two, tmp_path, text):
     (two[1] / "attack/metrics.json").write_text(text)
     message = refusal(tmp_path, lambda: compare(two[:2], tmp_path / "out"))
@@ -255,7 +259,35 @@ def test_refuses_damaged_results(two, tmp_path, text):
 def test_refuses_damaged_curves(two, tmp_path, content):
     (two[1] / "attack/roc.npz").write_bytes(content)
     message = refusal(tmp_path, lambda: compare(two[:2], tmp_path / "out"))
-    assert "roc.npz: missing, damaged, or without lira-online-shrinkage" in message
+    assert f"roc.npz: {'one bare array' if b'NUMPY' in content else 'truncated'}" in message
+    assert f"make it anew with: python attack.py --run {two[1]}" in message
+
+
+@pytest.mark.parametrize(
+    "rates",
+    [
+        {}, {"fpr": np.array([0.5, np.nan])}, {"fpr": np.array([0, 1])}, {"tpr": np.eye(2)},
+        {"tpr": np.array([0.5, 1.5])}, {"fpr": np.empty(0)}, {"fpr": np.linspace(0, 1, 7)},
+    ],
+)  # fmt: skip
+def test_refuses_curves_that_are_none(two, tmp_path, rates):
+    file = two[1] / "attack/roc.npz"
+    with np.load(file) as arrays:
+        curves = dict(arrays)
+    if not rates:
+        curves = {"other": np.zeros(2)}
+    curves |= {f"lira-online-shrinkage.{rate}": array for rate, array in rates.items()}
+    np.savez(file, **curves)
+    message = refusal(tmp_path, lambda: compare(two[:2], tmp_path / "out"))
+    assert message.startswith(f"{file}: ")
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "roc.npz"])
+def test_refuses_a_pipe(two, tmp_path, name):
+    (two[1] / "attack" / name).unlink()
+    os.mkfifo(two[1] / "attack" / name)
+    with pytest.raises(InputError, match=f"{name}: is a pipe, not a file; make it anew"):
+        compare(two[:2], tmp_path / "out")
 
 
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -428,3 +429,20 @@ def test_folders_without_images_are_refused(tmp_path: Path) -> None:
     for folder, part in ((tmp_path, "holds no image files"), (tmp_path / "no", "no such folder")):
         message = refusal(tmp_path, lambda f=folder: gather(generated=str(f)))
         assert f'trust.generated = "{folder}": {part}' in message
+
+
+def test_special_files_among_generated_images_are_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    message = refusal(tmp_path, lambda: gather(generated=str(tmp_path)))
+    assert message == f"{tmp_path / 'a.png'}: is a pipe, not a file; remove it"
+    for folder in ("~no-such-user/x", "a\0b", "/dev/zero"):
+        message = refusal(None, lambda f=folder: gather(generated=f))
+        assert message.startswith("trust.generated = ")
+        assert "no such folder" in message
+
+
+@pytest.mark.parametrize("kind", ["uniform", "gaussian"])
+def test_more_noise_than_memory_holds_is_refused_before_it_is_drawn(kind: str) -> None:
+    message = refusal(None, lambda: gather(inputs=kind, examples=10**12))
+    assert message.startswith(f"trust.examples = 1000000000000: {kind} noise needs")
+    assert message.endswith("give fewer")
