@@ -39,7 +39,7 @@ from lira_jax.errors import InputError
 from lira_jax.fields import refusal
 from lira_jax.run import run_dir
 from lira_jax.run.parts import Product, is_there, read_record, recorded
-from lira_jax.run.storage import names, read_array, refuse_other
+from lira_jax.run.storage import check_folder, names, read_array, refuse_other
 from lira_jax.score_set import ScoreSet
 
 FOLDER = "label_only"
@@ -225,6 +225,7 @@ def read(run: Path, score_set: ScoreSet) -> LabelAnswers | None:
             that the source models or the targets have trained on all of them, or on none.
     """
     folder = run / FOLDER
+    check_folder(folder, _anew(folder))
     asked = read_models(run)
     if asked is None:
         if there := [name for name in names(folder) if name.endswith((".npy", ".json"))]:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
+from lira_jax import foreign
 from lira_jax.errors import InputError
 from lira_jax.run.storage import (
     is_remote,
@@ -107,14 +108,12 @@ def read_record(path: Path, remedy: str) -> dict[str, Any] | None:
     Raises:
         InputError: damaged; do `remedy`.
     """
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(table, dict):
-            raise ValueError("no table")
-    except FileNotFoundError:
+    if not path.exists():
+        _refuse_dangling(path, remedy)
         return None
-    except ValueError as error:
-        raise InputError(f"{path}: damaged ({error}); {remedy}") from None
+    table = foreign.read_json(path, remedy)
+    if not isinstance(table, dict):
+        raise InputError(f"{path}: damaged (no table); {remedy}")
     return table
 
 

@@ -76,12 +76,28 @@ def as_scored(run: Path, experiment: Experiment) -> Experiment:
         "score.views": array_shape(run / SCORES)[2],
         "score.noisy_queries": 0,
         "score.gradient_norm": _is_whole(run, "gradient_norm", experiment),
-        **(recorded(run, _PHI) or {}),
+        **_settings(run, _PHI),
     }
     if _is_whole(run, "merlin", experiment):
-        settings |= recorded(run, _MERLIN) or {}
+        settings |= _settings(run, _MERLIN)
     changes = {name.removeprefix("score."): value for name, value in settings.items()}
     return dataclasses.replace(experiment, score=dataclasses.replace(experiment.score, **changes))
+
+
+def _settings(run: Path, product: Product) -> dict[str, Any]:
+    """The settings that the record of a product tells; none where there is no record.
+
+    Raises:
+        InputError: a record of something else.
+    """
+    settings = dict(recorded(run, product) or {})
+    kinds = {key: type(value) for key, value in product.settings.items()}
+    if settings and {key: type(value) for key, value in settings.items()} != kinds:
+        raise InputError(
+            f"{run / product.record}: not the record of {product.name}.npy; delete it with that "
+            f"file and run {product.command} again"
+        )
+    return settings
 
 
 def scored_with(run: Path) -> list[str]:
@@ -121,7 +137,7 @@ def read_score_set(run: Path) -> ScoreSet:
     own = {"run": identity(run)}
     whole = 0
     if (run / SCORES).exists() or not in_parts:
-        product = dataclasses.replace(_PHI, binding=own, settings=recorded(run, _PHI) or {})
+        product = dataclasses.replace(_PHI, binding=own, settings=_settings(run, _PHI))
         scores, logits = (
             read_array(
                 run / f"{name}.npy", np.float32, (None, examples, None), remedy, product.about(name)
@@ -151,9 +167,9 @@ def read_score_set(run: Path) -> ScoreSet:
     _, block = keep_fraction(experiment.train.keep)
 
     def optional(product: Product) -> Float32[np.ndarray, "N E"] | None:
-        path, settings = run / product.files[0], recorded(run, product)
-        if product is _MERLIN and settings and settings.keys() == product.settings.keys():
-            product = merlin(*settings.values())  # whose command makes it again
+        path, settings = run / product.files[0], _settings(run, product)
+        if product is _MERLIN and settings:
+            product = merlin(**{key.removeprefix("score."): v for key, v in settings.items()})
         product = dataclasses.replace(product, binding=own)
         return read_rows(path, (examples,), models, product.remedy, product)
 

@@ -96,6 +96,16 @@ def names(folder: Path) -> list[str]:
     return [name for name in entries if name != folder.name] if is_remote(folder) else entries
 
 
+def check_folder(path: Path, remedy: str) -> None:
+    """Refuse what is there in place of a folder, such as a file or a link to nothing.
+
+    Raises:
+        InputError: it is no folder; do `remedy`.
+    """
+    if not is_remote(path) and os.path.lexists(path) and not path.is_dir():
+        raise InputError(f"{path}: is not a folder; {remedy}")
+
+
 def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Write a file whole or not at all.
 

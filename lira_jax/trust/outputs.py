@@ -33,7 +33,7 @@ from lira_jax.config import INPUT_KINDS
 from lira_jax.errors import InputError
 from lira_jax.run import run_dir
 from lira_jax.run.parts import Product, is_there, read_record, read_rows
-from lira_jax.run.storage import names, read_array
+from lira_jax.run.storage import check_folder, names, read_array
 from lira_jax.score_set import ScoreSet
 
 FOLDER = "trust"
@@ -111,6 +111,7 @@ def read(run: Path, score_set: ScoreSet) -> Outputs | None:
         InputError: a damaged or foreign file.
     """
     folder = run / FOLDER
+    check_folder(folder, f"delete it and run {command(run)} again")
     assert score_set.logits is not None
     models, examples, classes = score_set.logits.shape
     beside = tuple(f"_{end}" for end in ("labels", "samples", *LAPLACE))
