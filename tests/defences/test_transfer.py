@@ -248,6 +248,8 @@ def test_a_source_that_is_no_run_or_not_trained_is_refused(source, onward, tmp_p
 
 @pytest.mark.parametrize("name", ["config.toml", "keep.npy", "checkpoints/x.npz"])
 def test_a_source_with_a_pipe_for_a_file_is_refused(onward, tmp_path, name):
+    data = candidates(onward)
+    network = build_network(onward, data)
     (tmp_path / "checkpoints").mkdir()
     os.mkfifo(tmp_path / name)
     for path, words in (
@@ -257,7 +259,7 @@ def test_a_source_with_a_pipe_for_a_file_is_refused(onward, tmp_path, name):
     ):
         defence = dataclasses.replace(onward.defence, transfer_from=path)
         other = dataclasses.replace(onward, defence=defence)
-        assert words in refusal(None, lambda o=other: transfer.read(o, None, None))
+        assert words in refusal(None, lambda o=other: transfer.read(o, network, data.images))
 
 
 def test_the_last_layers_of_our_networks_are_known():
