@@ -27,7 +27,6 @@ from jaxtyping import Bool, Float, Int
 
 from lira_jax.array_files import map_npy
 from lira_jax.errors import InputError
-from lira_jax.run.storage import names
 from lira_jax.score_set import (
     LARGEST,
     ScoreSet,
@@ -35,6 +34,7 @@ from lira_jax.score_set import (
     first_unusable,
     logit_scaled,
 )
+from lira_jax.storage import names
 
 _EXPERIMENT = re.compile(r"experiment-(\d+)(?:_(\d+))?")
 _EPOCH = re.compile(r"\d+\.npy")

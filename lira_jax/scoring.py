@@ -34,7 +34,7 @@ from lira_jax.random_streams import NOISY_QUERIES
 from lira_jax.run import run_dir, score_files
 from lira_jax.run.parts import Product
 from lira_jax.run.shards import Shard
-from lira_jax.run.storage import read_array
+from lira_jax.storage import read_array
 
 # Images per inference step to choose from, where that is measured.
 ACCELERATOR_STEPS = (1024, 4096, 16384)

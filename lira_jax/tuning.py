@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 
 from lira_jax.errors import InputError
 from lira_jax.progress import say
-from lira_jax.run.storage import as_path, write_text
+from lira_jax.storage import as_path, write_text
 
 Choice = TypeVar("Choice", bound=Hashable)
 

@@ -30,7 +30,6 @@ from lira_jax.attacks.thresholds import mean_score
 from lira_jax.config import AttackConfig
 from lira_jax.csv_text import csv_text
 from lira_jax.errors import InputError
-from lira_jax.run.storage import write_text
 from lira_jax.score_set import (
     LARGEST,
     ScoreSet,
@@ -40,6 +39,7 @@ from lira_jax.score_set import (
     read_arrays,
     refuse_other_numbers,
 )
+from lira_jax.storage import write_text
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ from lira_jax.label_only import answers
 from lira_jax.report import compare as comparison
 from lira_jax.report import terminal
 from lira_jax.run import run_dir, score_files
-from lira_jax.run.storage import as_path
 from lira_jax.score_set import ScoreSet
+from lira_jax.storage import as_path
 from lira_jax.trust import outputs
 
 

@@ -14,7 +14,7 @@ from lira_jax.commands.parsing import Switch, parse, parse_ahead
 from lira_jax.config import Experiment
 from lira_jax.errors import InputError
 from lira_jax.run import run_dir
-from lira_jax.run.storage import as_path
+from lira_jax.storage import as_path
 
 
 @dataclass(frozen=True)

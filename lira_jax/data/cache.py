@@ -24,7 +24,7 @@ import platformdirs
 from lira_jax import foreign
 from lira_jax.data.arrays import Arrays
 from lira_jax.errors import InputError, one_line
-from lira_jax.run.storage import read_array, read_checked, write_array, write_checked
+from lira_jax.storage import read_array, read_checked, write_array, write_checked
 
 _CACHE_VERSION = 2  # raise it when a decoder's output or the files of the cache change
 _REMEDY = "the source is decoded again"

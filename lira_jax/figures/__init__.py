@@ -12,7 +12,7 @@ from pathlib import Path
 from lira_jax.figures import budgets, histograms, label_only, roc, trust
 from lira_jax.figures.style import Drawing, Missing, style_of
 from lira_jax.findings import Findings
-from lira_jax.run.storage import write_whole
+from lira_jax.storage import write_whole
 
 __all__ = ["Drawing", "Missing", "draw", "style_of", "write"]
 

@@ -39,8 +39,8 @@ from lira_jax.errors import InputError
 from lira_jax.fields import refusal
 from lira_jax.run import run_dir
 from lira_jax.run.parts import Product, is_there, read_record, recorded
-from lira_jax.run.storage import check_folder, names, read_array, refuse_other
 from lira_jax.score_set import ScoreSet
+from lira_jax.storage import check_folder, names, read_array, refuse_other
 
 FOLDER = "label_only"
 COMMAND = "score.py --label-only"

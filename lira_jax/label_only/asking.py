@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Int32, Key
 
-from lira_jax import ensemble, inference, scoring
+from lira_jax import ensemble, inference, scoring, storage
 from lira_jax.candidates import Candidates, build_network
 from lira_jax.config import Experiment, keep_fraction
 from lira_jax.data.views import plain
@@ -32,7 +32,7 @@ from lira_jax.label_only.answers import Asked, shifts
 from lira_jax.label_only.hop_skip_jump import State
 from lira_jax.networks import Network
 from lira_jax.random_streams import BOUNDARY, LABEL_FLIPS, LABEL_NOISE
-from lira_jax.run import parts, run_dir, storage
+from lira_jax.run import parts, run_dir
 from lira_jax.run.parts import Product
 from lira_jax.run.shards import Shard
 

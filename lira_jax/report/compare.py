@@ -35,7 +35,7 @@ from lira_jax.report.tables import (
     share_cell,
     value,
 )
-from lira_jax.run.storage import is_remote, write_text, write_whole
+from lira_jax.storage import is_remote, write_text, write_whole
 
 # Strong with few shadow models too, as small grids have.
 ATTACK = "lira-online-shrinkage"

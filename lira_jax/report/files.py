@@ -26,7 +26,7 @@ from lira_jax.report.trust_tables import (
     trust_inputs_csv,
     trust_inputs_table,
 )
-from lira_jax.run.storage import is_remote, remove, write_text, write_whole
+from lira_jax.storage import is_remote, remove, write_text, write_whole
 
 # Files that not every protocol and score set has.
 OPTIONAL = (

@@ -22,7 +22,7 @@ import numpy as np
 from lira_jax import foreign
 from lira_jax.errors import InputError
 from lira_jax.run.run_dir import CHECKPOINTS, as_ranges, binding
-from lira_jax.run.storage import names, read_checked, remove, write_checked
+from lira_jax.storage import names, read_checked, remove, write_checked
 
 _FOREIGN = "not of this network"
 _NAME = re.compile(r"models_(\d+)-(\d+)_step_(\d+)\.npz")

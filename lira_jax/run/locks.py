@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lira_jax.errors import InputError
-from lira_jax.run.storage import cannot_write, is_remote
+from lira_jax.storage import cannot_write, is_remote
 
 
 @contextmanager

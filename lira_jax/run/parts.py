@@ -23,7 +23,7 @@ from jaxtyping import Float32
 
 from lira_jax import foreign
 from lira_jax.errors import InputError
-from lira_jax.run.storage import (
+from lira_jax.storage import (
     is_remote,
     names,
     open_array,

@@ -18,11 +18,11 @@ import numpy as np
 from jaxtyping import Bool, Int32
 
 from lira_jax import config as configs
-from lira_jax import config_file, foreign
+from lira_jax import config_file, foreign, storage
 from lira_jax.config import Experiment
 from lira_jax.errors import InputError
-from lira_jax.run import continuing, locks, storage
-from lira_jax.run.storage import names, read_array, write_array, write_text
+from lira_jax.run import continuing, locks
+from lira_jax.storage import names, read_array, write_array, write_text
 
 CONFIG = "config.toml"
 KEEP = "keep.npy"

@@ -26,8 +26,8 @@ from lira_jax.run.run_dir import (
     read_membership,
     unbound,
 )
-from lira_jax.run.storage import array_shape, read_array, says_of
 from lira_jax.score_set import ScoreSet, logit_scaled
+from lira_jax.storage import array_shape, read_array, says_of
 
 SCORES = "scores.npy"
 LOGITS = "logits.npy"

@@ -33,8 +33,8 @@ from lira_jax.config import INPUT_KINDS
 from lira_jax.errors import InputError
 from lira_jax.run import run_dir
 from lira_jax.run.parts import Product, is_there, read_record, read_rows
-from lira_jax.run.storage import check_folder, names, read_array
 from lira_jax.score_set import ScoreSet
+from lira_jax.storage import check_folder, names, read_array
 
 FOLDER = "trust"
 COMMAND = "score.py --trust"

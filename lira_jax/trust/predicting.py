@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Float32, UInt8
 
-from lira_jax import ensemble, inference, scoring
+from lira_jax import ensemble, inference, scoring, storage
 from lira_jax.candidates import Candidates, build_network
 from lira_jax.config import Experiment
 from lira_jax.data import datasets, membership
@@ -27,7 +27,7 @@ from lira_jax.errors import InputError
 from lira_jax.inference import Models, Stage, Task, Tick
 from lira_jax.networks import Network
 from lira_jax.random_streams import LAPLACE
-from lira_jax.run import parts, run_dir, storage
+from lira_jax.run import parts, run_dir
 from lira_jax.run.parts import Product
 from lira_jax.run.shards import Shard
 from lira_jax.trust import inputs, laplace, outputs

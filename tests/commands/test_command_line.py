@@ -31,7 +31,7 @@ from lira_jax.config import Experiment
 from lira_jax.data import datasets
 from lira_jax.progress import Progress
 from lira_jax.run import checkpoints, parts, run_dir, score_files
-from lira_jax.run.storage import as_path
+from lira_jax.storage import as_path
 from tests.commands.conftest import STEPS
 from tests.conftest import files_of
 

@@ -22,7 +22,7 @@ import pytest
 
 from lira_jax.commands import attack, score, train
 from lira_jax.run import checkpoints, run_dir, score_files
-from lira_jax.run.storage import names
+from lira_jax.storage import names
 from tests.commands.conftest import STEPS
 from tests.commands.test_command_line import assert_same_run
 from tests.conftest import files_of

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lira_jax import storage
 from lira_jax.commands import attack, score, train
-from lira_jax.run import run_dir, storage
+from lira_jax.run import run_dir
 from tests.commands.test_command_line import assert_same_run
 from tests.conftest import files_of
 

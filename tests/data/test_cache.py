@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lira_jax import storage
 from lira_jax.config import DataConfig
 from lira_jax.data import datasets, parquet
-from lira_jax.run import storage
 from tests.data.synthetic import arrays, check, write_parquet
 
 

@@ -7,10 +7,9 @@ import json
 
 import numpy as np
 
-from lira_jax import config, config_file
+from lira_jax import config, config_file, storage
 from lira_jax.data.membership import blocked_masks
 from lira_jax.label_only.answers import FOLDER, Answers, LabelAnswers
-from lira_jax.run import storage
 from lira_jax.score_set import ScoreSet, logit_scaled
 
 CHECKPOINTS = [100, 400, 1000]

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from lira_jax import ensemble, inference, random_streams, scoring, training
+from lira_jax import ensemble, inference, random_streams, scoring, storage, training
 from lira_jax.candidates import build_network, candidates
 from lira_jax.config import (
     DataConfig,
@@ -30,7 +30,7 @@ from lira_jax.errors import InputError
 from lira_jax.interrupts import Stopped
 from lira_jax.label_only import asking, carlini_wagner, hop_skip_jump
 from lira_jax.label_only.answers import shifts
-from lira_jax.run import checkpoints, parts, shards, storage
+from lira_jax.run import checkpoints, parts, shards
 from lira_jax.run.shards import Shard
 from tests.conftest import files_of, refusal
 from tests.small_networks import Linear

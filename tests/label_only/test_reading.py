@@ -8,9 +8,10 @@ import os
 import numpy as np
 import pytest
 
+from lira_jax import storage
 from lira_jax.errors import InputError
 from lira_jax.label_only import answers
-from lira_jax.run import run_dir, score_files, storage
+from lira_jax.run import run_dir, score_files
 from tests.conftest import refusal
 from tests.label_only import synthetic
 

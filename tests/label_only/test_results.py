@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 
 import attack
+from lira_jax import storage
 from lira_jax.evaluation import best_threshold, bootstrap, decisions
 from lira_jax.evaluation.wording import percent
 from lira_jax.figures import Drawing, Missing, label_only
 from lira_jax.label_only import attacks, outliers, results
 from lira_jax.label_only.attacks import ATTACKS
 from lira_jax.report import files, label_only_tables, page, terminal
-from lira_jax.run import storage
 from tests import synthetic_findings
 from tests.conftest import refusal
 from tests.label_only import synthetic

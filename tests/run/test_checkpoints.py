@@ -13,8 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lira_jax import storage
 from lira_jax.errors import InputError
-from lira_jax.run import checkpoints, storage
+from lira_jax.run import checkpoints
 from lira_jax.run.checkpoints import Group, halve, plan, repair, restore, save, saved_groups
 from tests.conftest import begin_run, files_of, refusal
 

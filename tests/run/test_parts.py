@@ -12,10 +12,11 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 
+from lira_jax import storage
 from lira_jax.analysis import analyse
 from lira_jax.config import ScoreConfig
 from lira_jax.errors import InputError
-from lira_jax.run import parts, run_dir, score_files, storage
+from lira_jax.run import parts, run_dir, score_files
 from lira_jax.run.parts import Product
 from tests.conftest import files_of, refusal, with_train
 from tests.run.test_run_dir import LABELS, E, K, masks, prepare

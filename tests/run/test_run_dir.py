@@ -9,11 +9,11 @@ import sys
 import numpy as np
 import pytest
 
-from lira_jax import config_file
+from lira_jax import config_file, storage
 from lira_jax.config import ScoreConfig
 from lira_jax.data import membership
 from lira_jax.errors import InputError
-from lira_jax.run import run_dir, storage
+from lira_jax.run import run_dir
 from tests.conftest import files_of, refusal, with_train
 
 E, K = 12, 3
@@ -277,7 +277,7 @@ def test_what_a_killed_process_left_half_written_is_removed_and_what_is_being_wr
     code = f"""
 import sys
 from pathlib import Path
-from lira_jax.run import storage
+from lira_jax import storage
 def write(file):
     file.write(b"half")
     file.flush()

