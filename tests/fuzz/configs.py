@@ -112,7 +112,8 @@ def spoil_toml(random: Random, folder: Path) -> Spoilt:
     if kind == "bytes":
         content = random.choice(
             (b"\xff\xfe", b"\x00" * 99, random.randbytes(99), "seed = 3".encode("utf-16"),
-             b"[" * 9999, b"a" * 10**6, b"[x]\n" * 2, b"seed = 3\r\x00", b"[[train]]", b"train = [{}]")
+             b"[" * 9999, b"a" * 10**6, b"[x]\n" * 2, b"seed = 3\r\x00",
+             b"[[train]]", b"train = [{}]")
         )  # fmt: skip
         path.write_bytes(content)
         return Spoilt(f"bytes {content[:9]!r}", REFUSE)

@@ -168,7 +168,11 @@ def work(pipe: Connection, folder: Path, *settings: Any) -> None:
             contextlib.redirect_stderr(file),
             contextlib.redirect_stdout(file),
         ):
-            result = worker.one(name, number, pipe.send)
+            try:
+                result = worker.one(name, number, pipe.send)
+            except Exception:
+                why = f"the fuzzer itself\n{traceback.format_exc()}"
+                result = Result(name, number, "failed", "", why)
         pipe.send(result)
 
 
