@@ -103,6 +103,10 @@ def temporary_files(run):
     return [name for name in files_of(run) if ".unfinished-" in name]
 
 
+def written(folder):
+    return [name for name in names(folder) if not name.startswith(".")]
+
+
 @pytest.fixture
 def killed(start, tmp_path):
     """Kill a command at random moments, until it has been killed `KILLS` times.
@@ -122,8 +126,8 @@ def killed(start, tmp_path):
             process = start(command, run, *words)
             wait_for(lock, process)
             if kills % 2 == 0:  # once something has been written, else at any moment
-                written = names(folder)
-                while process.poll() is None and names(folder) == written:
+                before_it = written(folder)
+                while process.poll() is None and written(folder) == before_it:
                     time.sleep(0.002)
             begun = time.monotonic()
             time.sleep(moments.uniform(0, seconds))
@@ -158,12 +162,12 @@ def test_a_run_killed_again_and_again_is_bitwise_the_undisturbed_one(
 ASKING = """
 [label_only]
 rotations = [4.0]
-translations = [1]
-noise = [0.05]
-copies = 2
+translations = []
+noise = []
 budget = 0
+features = false
 [trust]
-inputs = ["test", "uniform"]
+inputs = ["uniform"]
 examples = 20
 fit = 20
 laplace_samples = 3
@@ -184,14 +188,15 @@ def asked(tmp_path_factory, toml):
 
 
 @pytest.mark.parametrize(
-    ("flag", "name"), [("--label-only", answers.FOLDER), ("--trust", outputs.FOLDER)]
+    ("flag", "name", "lock"),
+    [("--label-only", answers.FOLDER, ".lock-correct"), ("--trust", outputs.FOLDER, ".lock-trust")],
 )
 def test_asking_that_is_killed_again_and_again_goes_on_where_it_was(
-    asked, killed, finished, tmp_path, flag, name
+    asked, killed, finished, tmp_path, flag, name, lock
 ):
     run = shutil.copytree(asked / "scored", tmp_path / "run")
     folder = run / name
-    killed("score", run, folder / f".lock-{name}", folder, 0.2, flag)
+    killed("score", run, folder / lock, folder, 0.2, flag)
     finished(score, run, flag)
     assert not temporary_files(run)
     assert files_of(folder) == files_of(asked / "asked" / name)
@@ -238,11 +243,10 @@ def test_an_attack_that_is_killed_leaves_nothing_in_the_way_of_the_next(run, sta
         process.communicate()
         HAPPENED[f"kill -9 of attack.py {'while it wrote' if kill % 2 == 0 else ''}".strip()] += 1
     finish(attacked(out))
-    assert not temporary_files(tmp_path)
-    assert not [path for path in tmp_path.rglob(".unfinished-*")]
+    assert not list(tmp_path.rglob(".unfinished-*"))
     ours, theirs = files_of(out), files_of(undisturbed)
     assert ours.keys() == theirs.keys()
-    assert [name for name in ours if ours[name] != theirs[name]] == []
+    assert not [name for name in ours if ours[name] != theirs[name]]
 
 
 @pytest.mark.parametrize("times", [1, 2])
