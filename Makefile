@@ -1,7 +1,8 @@
 # make demo   train, score and attack 64 small networks on the digits images
 # make test   the test suite
 # make accelerator DATA=FOLDER   all there is to measure on one GPU or TPU, in MINUTES=9
-# make faults training and scoring killed 20 times each, and every other fault
+# make faults each command killed 20 times, and every other fault
+# make fuzz   bad inputs, COUNT=10000 from SEED=1
 # make lint   ruff; make types: mypy
 # make docs   the site of docs/, in site/
 # make wheel  what is uploaded, in dist/, tried where nothing else is installed
@@ -22,9 +23,11 @@ STAMP := $(VENV)/.installed-$(VERSION)$(if $(CUDA),-cuda$(CUDA))
 RUN ?= runs/digits
 DATA ?=
 MINUTES ?= 9
+COUNT ?= 10000
+SEED ?= 1
 OUT ?= runs/accelerator
 
-.PHONY: demo test accelerator faults lint types docs wheel clean
+.PHONY: demo test accelerator faults fuzz lint types docs wheel clean
 
 demo: $(STAMP)
 	$(BIN)/python train.py configs/digits.toml --run $(RUN)
@@ -40,6 +43,9 @@ accelerator: $(STAMP)
 
 faults: $(STAMP)
 	LIRA_JAX_KILLS=20 $(BIN)/python -m pytest tests/commands/test_faults.py
+
+fuzz: $(STAMP)
+	$(BIN)/python -m tests.fuzz.run --count $(COUNT) --seed $(SEED)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
-"""What a cluster does to a run, done to real processes: kill -9, a full disk, a second process.
+"""What happens to a run, done to real processes: kill -9, signals, a full disk, a second process.
 
-`LIRA_JAX_KILLS` is how often training, and how often scoring, is killed: `make faults` sets 20, and
-then runs in processes of their own what else runs in this one.
+`LIRA_JAX_KILLS` is how often each command is killed: `make faults` sets 20, and then runs in
+processes of their own what else runs in this one. What was done is counted and told at the end.
 """
 
 from __future__ import annotations
@@ -15,14 +15,17 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from lira_jax.commands import attack, score, train
+from lira_jax.label_only import answers
 from lira_jax.run import checkpoints, run_dir, score_files
 from lira_jax.storage import names
+from lira_jax.trust import outputs
 from tests.commands.conftest import STEPS
 from tests.commands.test_command_line import assert_same_run
 from tests.conftest import files_of
@@ -31,6 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = {"train": run_dir.CHECKPOINTS, "score": score_files.SCORE_PARTS}
 KILLS = int(os.environ.get("LIRA_JAX_KILLS", "1"))
 SECONDS = 240
+HAPPENED: Counter[str] = Counter()
 OFTEN = ("--train.checkpoint_minutes", "0")  # a checkpoint after every step
 
 
@@ -47,8 +51,9 @@ def start(cache, toml):
 
     def start(command, run, *words, **environment):
         words = [*([toml, *OFTEN] if command == "train" else []), "--run", run, *words]
+        script = command if isinstance(command, Path) else f"{command}.py"
         process = subprocess.Popen(
-            [sys.executable, f"{command}.py", *map(str, words)],
+            [sys.executable, script, *map(str, words)],
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env=os.environ | {"XDG_CACHE_HOME": str(cache)} | environment,
         )  # fmt: skip
@@ -98,25 +103,31 @@ def temporary_files(run):
     return [name for name in files_of(run) if ".unfinished-" in name]
 
 
-def test_a_run_killed_again_and_again_is_bitwise_the_undisturbed_one(
-    made, start, finished, tmp_path
-):
-    run, empty, seed = tmp_path / "run", tmp_path / "empty", random.randrange(10**6)
+def written(folder):
+    return [name for name in names(folder) if not name.startswith(".")]
+
+
+@pytest.fixture
+def killed(start, tmp_path):
+    """Kill a command at random moments, until it has been killed `KILLS` times.
+
+    Where it ends before its moment, it begins anew.
+    """
+    seed = random.randrange(10**6)
     print("seed", seed)
     moments = random.Random(seed)
-    empty.mkdir()
-    for command, seconds in ((train, 0.2), (score, 0.05)):
-        name = command.__name__.rpartition(".")[2]
-        before, folder = tmp_path / f"before_{name}", FOLDERS[name]
-        shutil.copytree(run if command is score else empty, before)
+
+    def killed(command, run, lock, folder, seconds, *words):
+        before = tmp_path / f"before_{run.name}_{'_'.join((command, *words))}"
+        shutil.copytree(run, before)
         kills = 0
         while kills < KILLS:
-            (run / f".lock-{name}").unlink(missing_ok=True)
-            process = start(name, run)
-            wait_for(run / f".lock-{name}", process)
+            lock.unlink(missing_ok=True)
+            process = start(command, run, *words)
+            wait_for(lock, process)
             if kills % 2 == 0:  # once something has been written, else at any moment
-                written = names(run / folder)
-                while process.poll() is None and names(run / folder) == written:
+                before_it = written(folder)
+                while process.poll() is None and written(folder) == before_it:
                     time.sleep(0.002)
             begun = time.monotonic()
             time.sleep(moments.uniform(0, seconds))
@@ -124,15 +135,145 @@ def test_a_run_killed_again_and_again_is_bitwise_the_undisturbed_one(
                 process.kill()
                 process.communicate()
                 kills += 1
+                HAPPENED[" ".join((f"kill -9 of {command}.py", *words))] += 1
                 seconds += 0.1  # so that it gets somewhere, however slow the machine
             else:  # finished before its moment: begin again
                 finish(process)
                 seconds = max(0.05, min(seconds, time.monotonic() - begun) * 0.7)
                 shutil.rmtree(run)
                 shutil.copytree(before, run)
+
+    return killed
+
+
+def test_a_run_killed_again_and_again_is_bitwise_the_undisturbed_one(
+    made, killed, finished, tmp_path
+):
+    run = tmp_path / "run"
+    run.mkdir()
+    for command, seconds in ((train, 0.2), (score, 0.05)):
+        name = command.__name__.rpartition(".")[2]
+        killed(name, run, run / f".lock-{name}", run / FOLDERS[name], seconds)
         finished(command, run)
         assert not temporary_files(run)
     assert_same_run(run, made)  # and so attacked as any other
+
+
+ASKING = """
+[label_only]
+rotations = [4.0]
+translations = []
+noise = []
+budget = 0
+features = false
+[trust]
+inputs = ["uniform"]
+examples = 20
+fit = 20
+laplace_samples = 3
+"""
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory, toml):
+    """A scored run of a network with features, and all that live models are asked for."""
+    folder = tmp_path_factory.mktemp("asked")
+    linear = toml.read_text().replace("small_networks:network", "fuzz.network:Linear")
+    (folder / "some.toml").write_text(linear + ASKING)
+    train.main([str(folder / "some.toml"), "--run", str(folder / "scored")])
+    score.main(["--run", str(folder / "scored")])
+    shutil.copytree(folder / "scored", folder / "asked")
+    score.main(["--run", str(folder / "asked"), "--label-only", "--trust"])
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("flag", "name", "lock"),
+    [("--label-only", answers.FOLDER, ".lock-correct"), ("--trust", outputs.FOLDER, ".lock-trust")],
+)
+def test_asking_that_is_killed_again_and_again_goes_on_where_it_was(
+    asked, killed, finished, tmp_path, flag, name, lock
+):
+    run = shutil.copytree(asked / "scored", tmp_path / "run")
+    folder = run / name
+    killed("score", run, folder / lock, folder, 0.2, flag)
+    finished(score, run, flag)
+    assert not temporary_files(run)
+    assert files_of(folder) == files_of(asked / "asked" / name)
+
+
+# The attack stage as a process of its own, of two attacks and with figures that nobody draws: the
+# whole of it takes ten seconds.
+QUICK_ATTACK = """
+import pytest
+from lira_jax.analysis import analyse
+from lira_jax.commands import attack
+from lira_jax.commands.parsing import run_stage
+from tests.conftest import sketch
+sketch(pytest.MonkeyPatch())
+analyse.ATTACKS = {name: analyse.ATTACKS[name] for name in ("lira", "yeom")}
+run_stage(attack.main)
+"""
+
+
+def test_an_attack_that_is_killed_leaves_nothing_in_the_way_of_the_next(run, start, tmp_path):
+    """The next one's files are those of an undisturbed one, wherever the first was killed."""
+    script = tmp_path / "attack.py"
+    script.write_text(QUICK_ATTACK)
+
+    def attacked(out):
+        command = "attack" if KILLS > 1 else script
+        return start(command, run, "--out", out, PYTHONPATH=str(ROOT), PYTHONHASHSEED="0")
+
+    undisturbed, out = tmp_path / "undisturbed", tmp_path / "out"
+    begun = time.monotonic()
+    finish(attacked(undisturbed))
+    seconds = time.monotonic() - begun
+    seed = random.randrange(10**6)
+    print("seed", seed)
+    moments = random.Random(seed)
+    for kill in range(KILLS):
+        process = attacked(out)
+        if kill % 2 == 0:  # in the midst of writing, which takes a small part of the time
+            while process.poll() is None and not temporary_files(tmp_path):
+                time.sleep(0.0005)
+        else:
+            time.sleep(moments.uniform(0, seconds))
+        process.kill()
+        process.communicate()
+        HAPPENED[f"kill -9 of attack.py {'while it wrote' if kill % 2 == 0 else ''}".strip()] += 1
+    finish(attacked(out))
+    assert not list(tmp_path.rglob(".unfinished-*"))
+    ours, theirs = files_of(out), files_of(undisturbed)
+    assert ours.keys() == theirs.keys()
+    assert not [name for name in ours if ours[name] != theirs[name]]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_during_compilation_ends_the_program_in_order(start, tmp_path, times):
+    """Nothing is compiled yet: once, it saves and ends; twice, it ends at once."""
+    moments = random.Random(times)
+    for count in range(max(1, KILLS // 4)):
+        run = tmp_path / f"run{count}"
+        process = start(
+            "train", run, "--network.arch", "resnet", "--network.width", 16,
+            XDG_CACHE_HOME=str(tmp_path / f"empty{count}"), JAX_ENABLE_COMPILATION_CACHE="false",
+        )  # fmt: skip
+        wait_for(run / ".lock-train", process)
+        time.sleep(moments.uniform(0.3, 1.5))
+        asked_at = time.monotonic()
+        for _ in range(times):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.3)
+        _, err = process.communicate(timeout=SECONDS)
+        seconds = time.monotonic() - asked_at
+        assert process.returncode == 130, (process.returncode, err)
+        assert "Traceback" not in err
+        if times == 1:
+            assert checkpoints.saved_groups(run)
+        else:
+            assert seconds < 15  # the machine may be busy
+        HAPPENED[f"Ctrl-C during compilation × {times}: ended with 130"] += 1
 
 
 @contextmanager
@@ -195,6 +336,7 @@ def test_the_second_of_two_processes_on_the_same_models_refuses(start, call, tom
     first.terminate()
     time.sleep(0.05)
     first.terminate()  # as Slurm does at the end of the grace time
+    HAPPENED["SIGTERM twice"] += 1
     _, err = first.communicate(timeout=SECONDS)
     # The second may come when all is saved and nothing is left but to end: to a shell, 143 too.
     assert first.returncode in (143, -signal.SIGTERM)
@@ -215,6 +357,7 @@ def test_ctrl_c_saves_though_whoever_read_the_output_has_gone(start, tmp_path):
     process.stderr.close()
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=SECONDS) == 130
+    HAPPENED["Ctrl-C with nobody reading"] += 1
     assert checkpoints.saved_groups(run)
     process.stdout = process.stderr = None
 
@@ -277,3 +420,11 @@ def test_a_shard_of_jax_distributed_without_its_variables_is_refused(start, tmp_
     assert err.startswith("error: --shard distributed: jax.distributed does not start (")
     assert len(err.splitlines()) == 1
     assert not (tmp_path / "run" / run_dir.CONFIG).exists()
+
+
+@pytest.mark.skipif(KILLS == 1, reason="told by make faults")
+def test_what_was_done_is_told(capsys):
+    with capsys.disabled():
+        print("\nDone to the program, each time with what it promises afterwards:")
+        for what, count in sorted(HAPPENED.items()):
+            print(f"{count:5} × {what}")
