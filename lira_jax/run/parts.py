@@ -192,7 +192,7 @@ def _refuse_dangling(path: Path, remedy: str) -> None:
         )
 
 
-# What a record tells once all files of its product are there.
+# Under this a record tells how many rows there are, once all files of its product are there.
 _WHOLE = "whole"
 
 
@@ -379,7 +379,7 @@ def assemble(folder: Path, product: Product, rows: int, columns: int) -> list[in
                 about = product.about(name)
                 each = each_row(name, (None, columns, *inner), about)
                 write_rows(folder / f"{name}.npy", np.float32, (rows, columns, *inner), each, about)
-        write_record(folder / product.record, {**product.settings, _WHOLE: True})
+        write_record(folder / product.record, {**product.settings, _WHOLE: rows})
     except InputError:
         # Another shard may have put all together and removed the parts while this one read them.
         if made(folder, product, rows, columns, nobody).whole < rows:
@@ -420,4 +420,10 @@ def read_rows(
     array = read_array(path, np.float32, (None, *inner), remedy, about)
     if len(array) > models:
         raise InputError(f"{path}: holds {len(array)} models, the run {models}; delete it")
+    rows = (read_record(path.with_name(product.record), remedy) or {}).get(_WHOLE, len(array))
+    if len(array) != rows:
+        raise InputError(
+            f"{path}: holds {len(array)} models, and {product.record} tells of {rows}; delete it "
+            f"and {remedy}"
+        )
     return array if len(array) == models else None

@@ -164,6 +164,7 @@ def read_score_set(run: Path) -> ScoreSet:
         raise InputError(f"{run / SCORES}: {reason}; {remedy}")
     if whole > models:
         raise InputError(f"{run / SCORES}: holds {whole} models, the run {models}; delete it")
+    scores, logits = scores[:whole], logits[:whole]  # scoring more was cut short between the two
     _, block = keep_fraction(experiment.train.keep)
 
     def optional(product: Product) -> Float32[np.ndarray, "N E"] | None:

@@ -57,7 +57,7 @@ def test_what_is_not_whole_is_not_there_yet(run):
 def test_what_was_made_and_is_gone_is_missed(run, name, how):
     folder = run / "label_only"
     record = folder / f"{name.removesuffix('_queries')}.json"
-    storage.write_text(record, json.dumps(json.loads(record.read_text()) | {"whole": True}))
+    storage.write_text(record, json.dumps(json.loads(record.read_text()) | {"whole": 60}))
     path = folder / f"{name}.npy"
     path.unlink()
     if how == "dangling":

@@ -74,7 +74,9 @@ def test_a_newer_checkpoint_takes_the_place_of_the_older(run):
     np.testing.assert_array_equal(restore(run, newer, LIKE)["step"], [1, 2])
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.data())
 def test_any_damage_is_named_with_what_to_do(run, data):
     whole = (run / FILE).read_bytes()

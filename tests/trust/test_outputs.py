@@ -93,7 +93,7 @@ def test_what_was_made_and_is_gone_is_missed(run, name):
     folder = run / "trust"
     (folder / f"{name}.npy").unlink()
     for path in folder.glob("*.json"):
-        storage.write_text(path, json.dumps(json.loads(path.read_text()) | {"whole": True}))
+        storage.write_text(path, json.dumps(json.loads(path.read_text()) | {"whole": MODELS}))
     message = refusal(run, lambda: outputs.read(run, HELD))
     assert message.startswith(f"{folder}/{name}.npy: ")
     assert f"--run '{run}' --trust" in message or f"--run {run} --trust" in message
