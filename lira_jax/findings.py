@@ -22,8 +22,9 @@ class Vulnerability:
     """Exposure of every example, all [E].
 
     Attributes:
-        mean_log_ratio_in: mean attack score over the targets that trained on the example.
-        mean_log_ratio_out: the same over those that did not.
+        attack: name of the attack to which.
+        mean_score_in: its mean score over the targets that trained on the example.
+        mean_score_out: the same over those that did not.
         success: share of targets whose membership of the example is called right, the mean of
             the share among members and the share among non-members; ½ is chance.
         success_lo, success_hi: its 95 % interval.
@@ -32,8 +33,9 @@ class Vulnerability:
         threshold: the attack score from which on every example of every target is called a member.
     """
 
-    mean_log_ratio_in: Float[np.ndarray, " E"]
-    mean_log_ratio_out: Float[np.ndarray, " E"]
+    attack: str
+    mean_score_in: Float[np.ndarray, " E"]
+    mean_score_out: Float[np.ndarray, " E"]
     success: Float[np.ndarray, " E"]
     success_lo: Float[np.ndarray, " E"]
     success_hi: Float[np.ndarray, " E"]
@@ -83,7 +85,8 @@ class Findings:
 
     Attributes:
         metrics: what `metrics.json` holds, schema 2.
-        score_set: scores, masks and what else the attacks had; may be memory maps.
+        score_set: scores, masks and what else the attacks had; may be memory maps. Absurd scores
+            are drawn in, and absurd models left out, except by the protocol `reference-code`.
         curves: by name of the attack, in the order of tables.
         statistics: by title, the online attack on other statistics than φ (`statistic_curves`);
             empty where it was not run.

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, UInt8
 from tqdm import tqdm
 
 from lira_jax import __version__, evaluation, workers
-from lira_jax.analysis import budgets, epsilon, exposure, null_check, verdict
+from lira_jax.analysis import budgets, epsilon, exposure, null_check, outliers, verdict
 from lira_jax.analysis.statistics import statistic_curves
 from lira_jax.attacks import ATTACKS, TITLES, Attack, Family, ablation, reference_code, references
 from lira_jax.attacks.references import References
@@ -42,8 +42,8 @@ REMEDIES = {
     "merlin": "needs noisy queries: python score.py --run DIR --score.noisy_queries 100",
     "gradient_norm": "needs gradients: python score.py --run DIR --score.gradient_norm True",
 }
-# The attack by which examples are ranked: its scores are log-ratios.
-EXPOSURE = "lira-online"
+# The attack that stands beside label-only attacks.
+BESIDE = "lira-online"
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,8 @@ def analyse(
 ) -> Findings:
     """Every attack with every model as target, and all that is derived from them.
 
-    Inserted canaries are attacked with all other examples, and reported apart from them.
+    Inserted canaries are attacked with all other examples, and reported apart from them. Absurd
+    scores are drawn in before any attack, and absurd models left out (`outliers.py`).
 
     Args:
         score_set, config, about, check_null, labels_of, elsewhere, progress: as `attacking.attack`.
@@ -124,19 +125,23 @@ def analyse(
     chosen = families(config)
     if ready is not None:
         ready()
+    given, absurd = score_set, outliers.find(score_set, config.queries)
+    kept = outliers.kept_models(given, rule, absurd)
+    score_set = outliers.as_attacked(given, absurd, kept)
+    rule = references.find(score_set)
     models, examples, views = score_set.scores.shape
     used = config.queries or views
     canary = np.zeros(examples, bool) if score_set.canary is None else score_set.canary
-    natural, natural_rule = score_set, rule
+    natural, natural_rule, natural_given = score_set, rule, given
     if canary.any():
-        natural = of_examples(score_set, ~canary)
+        natural, natural_given = (of_examples(each, ~canary) for each in (score_set, given))
         natural_rule = references.find(natural)
     member = natural.keep
-    bar = tqdm(total=len(chosen) + 6, leave=False, disable=None if progress else True)
+    bar = tqdm(total=len(chosen) + 7, leave=False, disable=None if progress else True)
 
     attacked = _attack(score_set, rule, config, chosen, canary, bar, progress)
     entries, canary_entries = attacked.entries, attacked.canary_entries
-    strongest, log_ratio = attacked.strongest, attacked.scores[EXPOSURE]
+    strongest = attacked.strongest
     with _step(bar, "ablation"):
         ablation_entries = list(_ablation(natural, natural_rule, config, entries))
     with _step(bar, "fewer views and models"):
@@ -146,22 +151,20 @@ def analyse(
         by_queries = budgets.by_queries(natural, natural_rule, config, known=known)
     with _step(bar, "other statistics"):
         statistics = statistic_curves(natural, natural_rule, config)
-        exposed = exposure.exposure(score_set, log_ratio, config)
         bound = _bound(attacked, score_set.keep, canary)
     with _step(bar, "label-only attacks"):
         of_labels, drawn_of_labels = None, None
         if labels_of is not None:
             labels_of = answers.of_first(labels_of, member.shape[1])
-            beside = {EXPOSURE: log_ratio[list(labels_of.models)]}
+            beside = {BESIDE: _of_all_models(attacked.scores[BESIDE], kept)[[*labels_of.models]]}
             of_labels, drawn_of_labels = results.results(labels_of, beside)
     with _step(bar, "inputs from elsewhere"):
         of_trust, drawn_of_trust = None, None
         if elsewhere is not None:
             first = outputs.of_first(elsewhere, member.shape[1])
-            of_trust, drawn_of_trust = trust_results.results(first, natural, config)
+            of_trust, drawn_of_trust = trust_results.results(first, natural_given, config)
     with _step(bar, "null check"):
         null = null_check.null_check(score_set, config, chosen) if check_null else None
-    bar.close()
     metrics: dict[str, Any] = {
         "schema": 2,
         "source": score_set.source,
@@ -184,13 +187,8 @@ def analyse(
         "by_queries": by_queries,
         "by_models": by_models,
         "by_models_left_out": no_levels,
-        "accuracy": _accuracy(natural),
-        "vulnerability": {
-            "attack": EXPOSURE,
-            "examples": member.shape[1],
-            "d_median": float(np.median(exposed.d[~canary])),
-            "given_away": verdict.given_away(exposed, ~canary),
-        },
+        "accuracy": _accuracy(natural_given),
+        "outliers": outliers.as_json(given, absurd, kept),
         "epsilon": bound,
         "canary_attacks": canary_entries or None,
         "null_check": null,
@@ -198,6 +196,19 @@ def analyse(
         "trust": of_trust,
         "settings": None if about.settings is None else dict(about.settings),
         "versions": _versions(about),
+    }
+    with _step(bar, "exposure of examples"):
+        name = verdict.attack_of_ranking(metrics)
+        scores = attacked.scores.get(name)
+        if scores is None:
+            scores = _again(name, score_set, rule, config, chosen)
+        exposed = exposure.exposure(score_set, name, scores, config)
+    bar.close()
+    metrics["vulnerability"] = {
+        "attack": name,
+        "examples": member.shape[1],
+        "d_median": float(np.median(exposed.d[~canary])),
+        "given_away": verdict.given_away(exposed, ~canary),
     }
     metrics["verdict"] = verdict.verdict(metrics)
     return Findings(
@@ -230,7 +241,7 @@ class _Attacked:
         entries: of `metrics.json`, in the order of tables; of natural examples.
         canary_entries: the same of canaries; empty where there are too few.
         curves: by the attack's name.
-        scores: of EXPOSURE and of the strongest attack, about which more is asked.
+        scores: of BESIDE and of the strongest attack, about which more is asked.
     """
 
     entries: list[dict[str, Any]] = field(default_factory=list)
@@ -285,9 +296,32 @@ def _attack(
         if of_canaries is not None:
             attacked.canary_entries.append(naming | of_canaries)
         attacked.scores[name] = scores
-        for other in attacked.scores.keys() - {EXPOSURE, attacked.strongest}:
+        for other in attacked.scores.keys() - {BESIDE, attacked.strongest}:
             del attacked.scores[other]
     return attacked
+
+
+def _again(
+    name: str,
+    score_set: ScoreSet,
+    rule: References,
+    config: AttackConfig,
+    chosen: Mapping[str, Family],
+) -> Float[np.ndarray, "N E"]:
+    """Scores of an attack that were not kept: those of all attacks would take too much memory."""
+    able = [family for family in chosen.values() if not _lacking(family, score_set)]
+    # The registered families name their attacks; a user's own, which is last, does not.
+    family = next((family for family in able if name in family.titles), able[-1])
+    return family.attack(score_set, rule, config, False)[name]
+
+
+def _of_all_models(
+    scores: Float[np.ndarray, "M E"], kept: Bool[np.ndarray, " N"]
+) -> Float[np.ndarray, "N E"]:
+    """Scores of the models kept in their places; of those left out, the lowest there is."""
+    every = np.full((kept.size, scores.shape[1]), scores.min())
+    every[kept] = scores
+    return every
 
 
 def _bound(
@@ -321,6 +355,7 @@ def analyse_as_reference_code(
     if ready is not None:
         ready()
     member = score_set.keep[-1:]
+    absurd = outliers.find(score_set, config.queries)
     entries, curve_of = [], {}
     for name, scores in reference_code.attack(score_set, config.queries, progress).items():
         entry, curve_of[name] = judged(scores, member, 1)
@@ -340,6 +375,7 @@ def analyse_as_reference_code(
         "attacks": entries,
         **{key: [] for key in ("not_run", "ablation", "by_queries", "by_models")},
         **dict.fromkeys(("accuracy", "vulnerability", "epsilon", "canary_attacks", "null_check")),
+        "outliers": outliers.as_json(score_set, absurd, None),
         "settings": None if about.settings is None else dict(about.settings),
         "versions": _versions(about),
     }

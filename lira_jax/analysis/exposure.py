@@ -18,13 +18,14 @@ from lira_jax.csv_text import csv_text
 from lira_jax.findings import Vulnerability
 from lira_jax.score_set import ScoreSet
 
-MEASURED = ("d", "mean_log_ratio_in", "mean_log_ratio_out", "success", "success_lo", "success_hi")
-COLUMNS = ("rank", "example", "label", *MEASURED, "canary")
+MEASURED = ("d", "mean_score_in", "mean_score_out", "success", "success_lo", "success_hi")
+COLUMNS = ("rank", "example", "label", *MEASURED, "canary", "attack")
 
 
 def exposure(
     score_set: ScoreSet,
-    log_ratio: Float[np.ndarray, "N E"],
+    attack: str,
+    scores: Float[np.ndarray, "N E"],
     config: AttackConfig,
 ) -> Vulnerability:
     """How exposed every example is, over all models as targets.
@@ -40,12 +41,13 @@ def exposure(
 
     Args:
         score_set: φ and masks; φ may be a memory map.
-        log_ratio: scores of an attack, higher = member; those of `lira-online` are log-ratios.
+        attack: name of the attack to be exposed to.
+        scores: its scores, higher = member; those of `lira-online` and its kin are log-ratios.
         config: views to use.
     """
     keep = score_set.keep
-    threshold = evaluation.best_threshold(log_ratio, keep)
-    right_in, right_out = (keep & (log_ratio >= threshold)), (~keep & (log_ratio < threshold))
+    threshold = evaluation.best_threshold(scores, keep)
+    right_in, right_out = (keep & (scores >= threshold)), (~keep & (scores < threshold))
     count_in = keep.sum(axis=0)
     count_out = keep.shape[0] - count_in
     share_in = right_in.sum(axis=0) / count_in
@@ -58,8 +60,9 @@ def exposure(
     rank = np.empty(d.size, dtype=np.int64)
     rank[order] = np.arange(1, d.size + 1)
     return Vulnerability(
-        mean_log_ratio_in=np.sum(log_ratio, axis=0, where=keep) / count_in,
-        mean_log_ratio_out=np.sum(log_ratio, axis=0, where=~keep) / count_out,
+        attack=attack,
+        mean_score_in=np.sum(scores, axis=0, where=keep) / count_in,
+        mean_score_out=np.sum(scores, axis=0, where=~keep) / count_out,
         success=success,
         success_lo=low,
         success_hi=high,
@@ -109,7 +112,8 @@ def as_csv(
 ) -> str:
     """One line per example, most exposed first, under COLUMNS; label is empty without labels.
 
-    `canary` is 1 for inserted points and 0 for others.
+    `canary` is 1 for inserted points and 0 for others; `attack` is the one by whose success, and
+    of whose scores, all this is.
     """
     # In the order of COLUMNS.
     return csv_text(
@@ -120,6 +124,7 @@ def as_csv(
                 "label": None if labels is None else int(labels[example]),
                 **{name: f"{getattr(vulnerability, name)[example]:.6g}" for name in MEASURED},
                 "canary": 0 if canary is None else int(canary[example]),
+                "attack": vulnerability.attack,
             }
             for example in vulnerability.order
         ]

@@ -25,6 +25,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from lira_jax import evaluation
+from lira_jax.analysis import outliers
 from lira_jax.attacks import lira, references
 from lira_jax.attacks.thresholds import mean_score
 from lira_jax.config import AttackConfig
@@ -79,6 +80,7 @@ class TargetAudit:
         figures: of the target, where the truth is known: "members", "nonmembers", "tpr", "fpr" and
             "auc" (None without members or non-members), each with a 95 % interval over examples,
             "tpr_ci", …: Clopper and Pearson's, and for the AUC DeLong's.
+        outliers: what is absurd among the shadow models' scores (`outliers.as_json`).
     """
 
     source: str
@@ -93,6 +95,7 @@ class TargetAudit:
     views: int
     shadow: dict[str, Any]
     figures: dict[str, Any] | None
+    outliers: dict[str, Any]
 
 
 def read_target(path: Path, score_set: ScoreSet, queries: int = 0) -> Target:
@@ -176,7 +179,8 @@ def audit(
 
     All shadow models are references. Where masks form no blocks, every example takes as many as the
     run's own models have there, and one more: then the threshold's scores and the target's are of
-    one law, though an example with more models IN than others could use them all.
+    one law, though an example with more models IN than others could use them all. Shadow models
+    whose scores are absurd are left out, and other absurd scores drawn in, the target's too.
 
     Args:
         score_set: the run's scores and masks.
@@ -192,8 +196,13 @@ def audit(
     check(score_set, config.queries)
     if not 0 < fpr < 1:
         raise InputError(f"a false-positive rate of {fpr}: give a share above 0 and below 1")
-    models = score_set.scores.shape[0]
     target = check_target(target, score_set, config.queries)
+    given, absurd = score_set, outliers.find(score_set, config.queries)
+    kept = outliers.kept_models(given, references.find(given), absurd)
+    score_set = outliers.as_attacked(given, absurd, kept)
+    if absurd:
+        bounded = outliers.bounded(target.scores[np.newaxis], absurd)[0]
+        target = dataclasses.replace(target, scores=bounded)
     rule = references.find(score_set)
 
     def log_ratios(targets: Float[np.ndarray, "1 E Q"] | None) -> Float[np.ndarray, "T E"]:
@@ -213,11 +222,12 @@ def audit(
         member=target.keep,
         fpr=fpr,
         threshold=threshold,
-        models=models,
+        models=score_set.scores.shape[0],
         references={"in": rule.base_in, "out": rule.base_out},
         views=target.scores.shape[1],
         shadow=_shadow_rates(shadows >= threshold, score_set.keep, fpr),
         figures=None if target.keep is None else _reached(log_ratio, decision, target.keep),
+        outliers=outliers.as_json(given, absurd, kept),
     )
 
 
@@ -313,6 +323,7 @@ def as_json(audit: TargetAudit) -> dict[str, Any]:
         "decided_members": int(audit.decision.sum()),
         "p_value_at_most_fpr": int((audit.p_value <= audit.fpr).sum()),
         "figures": audit.figures,
+        "outliers": audit.outliers,
     }
 
 
@@ -349,7 +360,7 @@ def summary(audit: TargetAudit) -> str:
             f"In truth, on {figures['members']:,} members and {figures['nonmembers']:,} "
             f"non-members: {', '.join(parts)} (95 % interval over examples)."
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *outliers.in_words(audit.outliers)])
 
 
 def _interval(interval: list[float] | None) -> str:

@@ -47,6 +47,15 @@ def given_away(exposed: Vulnerability, natural: Bool[np.ndarray, " E"]) -> int:
     return int(((exposed.success >= GIVEN_AWAY) & (exposed.success_lo > 0.5) & natural).sum())
 
 
+def attack_of_ranking(metrics: Mapping[str, Any]) -> str:
+    """The attack by which examples are ranked: the one that the verdict is about.
+
+    It is chosen by its figures over all examples, so single examples have little part in the
+    choice; which of them lead its ranking has none.
+    """
+    return str(_judge(metrics)[2].entry["name"])
+
+
 def verdict(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Judge what `metrics.json` holds.
 

@@ -5,7 +5,7 @@ it, and calls a member what scores above. Here the prediction has the example's 
 go by, which tell more than the image. For a pair of a model and an example with n OUT references
 of mean μ and sum of squared deviations S (φ is the mean over views):
 
-- s² = (S + PRIOR σ²) / (n − 1 + PRIOR), with σ² the mean variance within examples, and
+- s² = (S + PRIOR σ²) / (n − 1 + PRIOR), with σ² the mean variance within examples (USUAL), and
   u = (φ − μ) / (s √(1 + 1/n));
 - gradient-boosted trees predict the median and the UPPER quantile of u from μ and log s. They are
   fitted on a subsample of at most MAX_PAIRS OUT pairs of other models and other examples
@@ -35,6 +35,9 @@ from lira_jax.score_set import ScoreSet
 
 UPPER = 0.95
 PRIOR = 4.0
+# Variances above this quantile of theirs count as that much in their mean: one far-off score would
+# otherwise widen s on all examples.
+USUAL = 0.99
 MAX_PAIRS = 10_000
 MIN_PAIRS = 2_000
 TREES = 20
@@ -81,7 +84,9 @@ def _std(
 ) -> Float[np.ndarray, " P"]:
     """The scale s of each example or pair, from its references and their number."""
     freedom = np.broadcast_to(count - 1, mean.shape)
-    within = squares.sum() / max(float(freedom.sum()), 1.0)
+    variance = squares / np.maximum(freedom, 1)
+    most = np.quantile(variance, USUAL)
+    within = np.average(np.minimum(variance, most), weights=np.maximum(freedom, 1e-9))
     std = np.sqrt((squares + PRIOR * within) / (freedom + PRIOR))
     return with_floor(std, float(mean.std()))
 

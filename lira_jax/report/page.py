@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from lira_jax.analysis import verdict
+from lira_jax.analysis import outliers, verdict
 from lira_jax.evaluation import FPRS, wording
 from lira_jax.figures import Drawing, Missing, style_of
 from lira_jax.figures.histograms import picture
 from lira_jax.findings import Findings
-from lira_jax.label_only import outliers
+from lira_jax.label_only import outliers as label_only_outliers
 from lira_jax.report import label_only_tables, tables, trust_tables
 from lira_jax.report.formats import counted
 
@@ -49,6 +49,7 @@ def write_report(findings: Findings, drawings: Sequence[Drawing | Missing]) -> s
         name=settings.get("data.name") or metrics.get("source") or "scores",
         verdict=metrics["verdict"],
         in_words=verdict.in_words(metrics["verdict"]),
+        absurd=outliers.in_words(metrics.get("outliers")),
         drawn={drawing.name: drawing for drawing in drawings if isinstance(drawing, Drawing)},
         missing=[drawing for drawing in drawings if isinstance(drawing, Missing)],
         cards=_cards(findings),
@@ -144,7 +145,7 @@ _TEMPLATES.globals |= {
     "data_uri": _data_uri,
     "label_only_tables": label_only_tables,
     "mean_accuracy": _mean_accuracy,
-    "outliers": outliers,
+    "outliers": label_only_outliers,
     "wording": wording,
     "sentence": _sentence,
     "share": _share,

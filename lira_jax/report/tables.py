@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from lira_jax.attacks import TITLES
 from lira_jax.csv_text import csv_text, with_interval
 from lira_jax.evaluation import FPRS
 from lira_jax.evaluation.wording import (
@@ -317,20 +318,21 @@ def exposed_table(findings: Findings, count: int) -> Table:
     """The most exposed examples."""
     exposed = findings.vulnerability
     assert exposed is not None
+    title = TITLES.get(exposed.attack, exposed.attack)
 
     def signed(value: Any) -> Cell:
         return Cell(f"{value:+.2f}".replace("-", "−"))
 
     return tabulate(
-        "Most exposed examples first",
+        f"Most exposed to {title} first",
         {
             "example": lambda example: Cell(str(example)),
             "label": lambda example: Cell(label(findings, example) or "–"),
             "rank": lambda example: Cell(str(exposed.rank[example])),
             "success, %": partial(success_cell, findings),
             "d": lambda example: Cell(f"{exposed.d[example]:.2f}"),
-            "mean score as IN": lambda example: signed(exposed.mean_log_ratio_in[example]),
-            "as OUT": lambda example: signed(exposed.mean_log_ratio_out[example]),
+            "mean score as IN": lambda example: signed(exposed.mean_score_in[example]),
+            "as OUT": lambda example: signed(exposed.mean_score_out[example]),
         },
         exposed.order[:count].tolist(),
         words=2,

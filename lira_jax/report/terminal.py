@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lira_jax.analysis import verdict
+from lira_jax.analysis import outliers, verdict
 from lira_jax.evaluation.wording import share_text
 from lira_jax.report.formats import to_text
 from lira_jax.report.tables import terminal_table
@@ -31,6 +31,8 @@ def summary(metrics: Mapping[str, Any], out: Path) -> str:
         lines += _trust(metrics["trust"])
     if metrics["null_check"] is not None:
         lines.append(_null(metrics["null_check"]))
+    for words in outliers.in_words(metrics.get("outliers")):
+        lines += ["", textwrap.fill(words, WIDTH, break_on_hyphens=False)]
     judged = metrics["verdict"]
     words = f"{judged['title']}. {verdict.in_words(judged)}"
     lines += ["", textwrap.fill(words, WIDTH, break_on_hyphens=False), ""]

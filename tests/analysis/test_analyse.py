@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from lira_jax import workers
 from lira_jax.analysis import analyse as analysing
-from lira_jax.analysis import budgets, epsilon
+from lira_jax.analysis import budgets, epsilon, verdict
 from lira_jax.analysis.analyse import analyse
 from lira_jax.attacking import Protocol, attack
-from lira_jax.attacks import ATTACKS, TITLES, shokri
+from lira_jax.attacks import ATTACKS, TITLES, reference_code, shokri
 from lira_jax.config import AttackConfig
 from lira_jax.errors import InputError
 from lira_jax.evaluation import bootstrap, curves
@@ -164,6 +164,86 @@ def test_canaries_are_reported_apart_and_listed_with_all_examples(written):
     assert np.mean(ranks) < 100
 
 
+def test_examples_are_ranked_by_the_attack_that_the_verdict_is_about(written):
+    _, metrics, out = written
+    with (out / "vulnerability.csv").open() as file:
+        attacks = {row["attack"] for row in csv.DictReader(file)}
+    assert attacks == {metrics["vulnerability"]["attack"]} == {metrics["verdict"]["attack"]}
+    assert f"<code>{attacks.pop()}</code>" in (out / "report.html").read_text()
+
+
+def test_the_ranking_is_of_whichever_attack_it_is_said_to_be_of(monkeypatch):
+    # Of an attack whose scores were not kept, and of a user's own.
+    def own(held, *_):
+        return {"mine": np.asarray(held.scores[:, :, 0], np.float64) - held.scores[0, :, 0]}
+
+    few = {name: ATTACKS[name] for name in ("lira", "yeom")}
+    monkeypatch.setattr(analysing, "ATTACKS", few)
+    monkeypatch.setattr(analysing, "import_function", lambda *_: own)
+    score_set = synthetic(examples=60)
+    for name, scores in (
+        ("yeom", -np.logaddexp(0, -score_set.scores[:, :, 0].astype(np.float64))),
+        ("mine", own(score_set)["mine"]),
+    ):
+        monkeypatch.setattr(verdict, "attack_of_ranking", lambda _, name=name: name)
+        found = analyse(score_set, AttackConfig(extra="module:own"))
+        assert found.metrics["vulnerability"]["attack"] == found.vulnerability.attack == name
+        inside = scores.sum(axis=0, where=score_set.keep) / score_set.keep.sum(axis=0)
+        np.testing.assert_allclose(found.vulnerability.mean_score_in, inside, atol=1e-6)
+
+
+def with_an_absurd_model():
+    score_set = with_everything(canaries=0)
+    score_set.scores[5] = -1e4
+    score_set.scores[2, 17, 1] = 1e6
+    return score_set
+
+
+@pytest.mark.usefixtures("sketched")
+def test_what_is_absurd_is_bounded_left_out_and_told_everywhere(tmp_path, monkeypatch):
+    few = {name: ATTACKS[name] for name in ("lira", "watson")}
+    monkeypatch.setattr(analysing, "ATTACKS", few)
+    metrics = run(with_an_absurd_model(), tmp_path)
+    told = metrics["outliers"]
+    assert (metrics["models"], told["left_out"]) == (6, [4, 5])
+    assert [one["model"] for one in told["models"]] == [5]
+    first = told["scores"]["farthest"][0]
+    place = (first["model"], first["example"], first["view"], first["score"])
+    assert place == (2, 17, 1, 1e6)
+    assert len(metrics["accuracy"]) == 8
+    on_terminal = " ".join(terminal.summary(metrics, tmp_path).split())
+    on_page = " ".join((tmp_path / "report.html").read_text().split())
+    for words in ("left out of all attacks, with model 4 of the same block.",
+                  "1e+06 of model 2 on example 17, view 1."):  # fmt: skip
+        assert words in on_terminal
+        assert words in on_page
+    rest = synthetic()
+    others = [0, 1, 2, 3, 6, 7]
+    rest = ScoreSet(rest.scores[others], rest.keep[others], None, "file.npz")
+    expected = analyse(rest, AttackConfig()).metrics["attacks"]
+    for entry, of_rest in zip(metrics["attacks"], expected, strict=True):
+        assert entry["auc"] == pytest.approx(of_rest["auc"], abs=0.01)
+
+
+@pytest.mark.usefixtures("sketched")
+def test_the_reference_protocol_takes_absurd_scores_as_they_are_and_says_so(tmp_path):
+    score_set = with_an_absurd_model()
+    metrics = run(score_set, tmp_path, "reference-code")
+    for name, scores in reference_code.attack(score_set, 0).items():
+        entry = next(entry for entry in metrics["attacks"] if entry["name"] == name)
+        assert entry["auc"] == pytest.approx(roc_auc_score(score_set.keep[-1], scores[0]))
+    told = terminal.summary(metrics, tmp_path)
+    assert "model 5 " in told
+    assert "This protocol takes them as they are" in told
+    assert "left out" not in told
+
+
+def test_attacks_beside_label_only_ones_keep_the_places_of_models_left_out():
+    scores = np.array([[1.0, 2.0], [3.0, 4.0]])
+    every = analysing._of_all_models(scores, np.array([True, False, False, True]))
+    assert every.tolist() == [[1, 2], [1, 1], [1, 1], [3, 4]]
+
+
 @pytest.mark.parametrize("canaries", [1, 3])
 def test_a_handful_of_canaries_is_no_obstacle(canaries):
     found = analyse(with_everything(canaries), AttackConfig()).metrics
@@ -226,7 +306,7 @@ def test_the_progress_bar_is_full_at_the_end_also_where_families_lack_their_inpu
     monkeypatch.setattr(analysing, "ATTACKS", few)
     found = analyse(synthetic(examples=60), AttackConfig()).metrics
     assert len(found["not_run"]) == 2
-    assert bars[0] == (4 + 6, 4 + 6)
+    assert bars[0] == (4 + 7, 4 + 7)
 
 
 def test_a_users_attack_that_fails_is_one_line(monkeypatch):

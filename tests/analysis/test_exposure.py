@@ -28,7 +28,7 @@ def run(seed=0, models=16, examples=60, queries=3, leak=2.0, blocked=True, **con
     score_set = ScoreSet(scores.astype(np.float32), keep, None, "test")
     rule, chosen = references.find(score_set), AttackConfig(**config)
     ratio = lira.attack(score_set, rule, chosen)["lira-online"]
-    return score_set, ratio, exposure.exposure(score_set, ratio, chosen)
+    return score_set, ratio, exposure.exposure(score_set, "lira-online", ratio, chosen)
 
 
 @pytest.mark.parametrize("blocked", [True, False])
@@ -37,8 +37,8 @@ def test_exposure_equals_a_loop_over_examples(blocked, monkeypatch):
     score_set, ratio, got = run(blocked=blocked, queries=2)
     for e in range(ratio.shape[1]):
         inside, phi = score_set.keep[:, e], score_set.scores[:, e].astype(np.float64)
-        assert got.mean_log_ratio_in[e] == pytest.approx(ratio[inside, e].mean())
-        assert got.mean_log_ratio_out[e] == pytest.approx(ratio[~inside, e].mean())
+        assert got.mean_score_in[e] == pytest.approx(ratio[inside, e].mean())
+        assert got.mean_score_out[e] == pytest.approx(ratio[~inside, e].mean())
         called = ratio[:, e] >= got.threshold
         shares = called[inside].mean(), (~called[~inside]).mean()
         assert got.success[e] == pytest.approx(np.mean(shares))
@@ -71,7 +71,7 @@ def test_interval_covers_the_true_success_as_often_as_it_says(true_in, true_out)
     right = rng.random(keep.shape) < np.where(keep, true_in, true_out)
     calls = np.where(right == keep, 1.0, -1.0)
     score_set = ScoreSet(rng.normal(size=(*keep.shape, 1)), keep, None, "test")
-    got = exposure.exposure(score_set, calls, AttackConfig())
+    got = exposure.exposure(score_set, "calls", calls, AttackConfig())
     assert -1 < got.threshold <= 1
     truth = (true_in + true_out) / 2
     covered = ((got.success_lo <= truth) & (truth <= got.success_hi)).mean()
@@ -124,7 +124,7 @@ def test_ties_are_ranked_by_d_and_then_by_place():
     scores[:, 4] += 3 * keep[:, 4, np.newaxis]
     same = ScoreSet(scores, keep, 2, "test")
     ratio = np.repeat(ratio[:, :1], 6, axis=1)
-    got = exposure.exposure(same, ratio, AttackConfig())
+    got = exposure.exposure(same, "lira-online", ratio, AttackConfig())
     assert got.order.tolist() == [4, 0, 1, 2, 3, 5]
 
 
@@ -145,6 +145,7 @@ def test_csv_has_the_most_exposed_first():
     assert [int(row["rank"]) for row in rows] == list(range(1, len(rows) + 1))
     first = rows[0]
     assert int(first["example"]) == got.order[0]
+    assert first["attack"] == "lira-online"
     assert int(first["label"]) == labels[got.order[0]]
     assert float(first["success_lo"]) == pytest.approx(got.success_lo[got.order[0]], rel=1e-5)
     assert sum(int(row["canary"]) for row in rows) == canary.sum()

@@ -143,6 +143,8 @@ def test_whatever_comes_from_the_user_is_text():
                                         classes=(NASTY,) * 10)  # fmt: skip
     for one in found.metrics["attacks"]:
         one["title"] = NASTY
+    exposed = dataclasses.replace(found.vulnerability, attack=NASTY)
+    found = dataclasses.replace(found, vulnerability=exposed)
     found = without(
         found, source=NASTY, rule=NASTY, settings={NASTY: NASTY, "data.name": NASTY},
         versions={NASTY: NASTY}, not_run=[{"name": NASTY, "title": NASTY, "reason": NASTY}],
