@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
 import shutil
 import tarfile
-import zlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from random import Random
 
@@ -125,17 +126,19 @@ def spoil_cifar(kind: str) -> Callable[[Random, Path], Spoilt]:
     return spoil
 
 
+@cache
+def _zeros() -> bytes:
+    return gzip.compress(bytes(2**24), mtime=0)
+
+
 def _gzip_bomb(random: Random, path: Path) -> Spoilt:
     """A member that claims HUGE bytes, and zeros: 3 MB of gzip's for 3 GB."""
     about = tarfile.TarInfo("cifar-10-batches-bin/data_batch_1.bin")
     about.size = HUGE
     with_header = random.random() < 0.7
-    packer = zlib.compressobj(9, wbits=31)
-    block = packer.compress(about.tobuf() if with_header else b"")
-    zeros = bytes(2**24)
-    block += b"".join(packer.compress(zeros) for _ in range(180)) + packer.flush()
-    path.write_bytes(block)
-    return Spoilt(f"a bomb of {len(block)} bytes, {'named' if with_header else 'bare'}", REFUSE)
+    content = gzip.compress(about.tobuf() if with_header else b"", mtime=0) + 180 * _zeros()
+    path.write_bytes(content)
+    return Spoilt(f"a bomb of {len(content)} bytes, {'named' if with_header else 'bare'}", REFUSE)
 
 
 def read_cifar(kind: str) -> Callable[[Path], Values]:

@@ -12,9 +12,12 @@ import io
 import os
 import shutil
 import socket
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -25,6 +28,7 @@ REFUSE, SAME, ANY = "refuse", "same", "any"
 # The variable that says where runs are kept to be spoilt, and the file that says they are whole.
 MATERIAL, WHOLE = "LIRA_JAX_FUZZ_RUNS", "whole"
 Values = Mapping[str, Any]
+BOMB = 2_500_000_000  # bytes of zeros
 
 
 @dataclass(frozen=True)
@@ -188,24 +192,44 @@ def zip_of(arrays: Mapping[str, np.ndarray]) -> dict[str, bytes]:
     return {f"{name}.npy": npy(array) for name, array in arrays.items()}
 
 
+@cache
+def _deflated_zeros() -> tuple[bytes, int]:
+    """Raw deflate of a .npy header for BOMB bytes and those, all 0; and their CRC-32."""
+    header = npy(np.zeros(0, np.float32)).replace(b"(0,), }" + b" " * 8, b"(625000000,), }")
+    zeros, packer = bytes(10**7), zlib.compressobj(9, wbits=-15)
+    first = packer.compress(header) + packer.flush(zlib.Z_FULL_FLUSH)
+    block = packer.compress(zeros) + packer.flush(zlib.Z_FULL_FLUSH)
+    crc = zlib.crc32(header)
+    for _ in range(BOMB // len(zeros)):
+        crc = zlib.crc32(zeros, crc)
+    return first + BOMB // len(zeros) * block + packer.flush(), crc
+
+
+def write_bomb(path: Path, name: str) -> None:
+    """An .npz of 2.5 MB with one array of BOMB zeros."""
+    packed, crc = _deflated_zeros()
+    size, file = BOMB + 128, f"{name}.npy".encode()
+    common = struct.pack("<HHHHHIIIHH", 20, 0, 8, 0, 33, crc, len(packed), size, len(file), 0)
+    local = b"PK\x03\x04" + common + file + packed
+    central = b"PK\x01\x02\x14\x00" + common + struct.pack("<HHHII", 0, 0, 0, 0, 0) + file
+    ends = struct.pack("<HHHHIIH", 0, 0, 1, 1, len(central), len(local), 0)
+    path.write_bytes(local + central + b"PK\x05\x06" + ends)
+
+
 def spoil_zip(
     random: Random, path: Path, arrays: Mapping[str, np.ndarray], needed: Sequence[str]
 ) -> Spoilt:
     """An .npz whose zip or whose members' headers are damaged, or that claims too much."""
     kind, members = random.randrange(8), zip_of(arrays)
     name = random.choice(list(members))
-    what = name
     if kind < 3:
         return Spoilt(damage(random, path))
     if kind == 3:
         return Spoilt(special(random, path), REFUSE)
-    if kind == 4:  # a member that is much larger than the file
-        header = npy(np.zeros(0, np.float32)).replace(b"(0,)", b"(750000000,)")[:128]
-        array = arrays[name.removesuffix(".npy")]
-        members[name] = header + bytes(random.choice((10**6, 10**8)))
-        what += f": a bomb in place of {array.dtype} {array.shape}"
-        write_zip(path, members, zipfile.ZIP_DEFLATED)
-        return Spoilt(what, REFUSE)
+    if kind == 4:
+        needed_name = random.choice(needed)
+        write_bomb(path, needed_name)
+        return Spoilt(f"{needed_name}: a bomb", REFUSE)
     if kind == 5:
         del members[name]
         write_zip(path, members)
