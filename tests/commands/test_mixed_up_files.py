@@ -12,6 +12,7 @@ import pytest
 
 from lira_jax import storage
 from lira_jax.commands import attack, score, train
+from lira_jax.progress import Progress
 from lira_jax.run import run_dir
 from tests.commands.test_command_line import assert_same_run
 from tests.conftest import files_of
@@ -288,16 +289,44 @@ def test_other_software_is_told_once_and_kept_for_each_group(
     run = tmp_path / "run"
     assert call(train, toml, "--run", run, "--train.models", 2).code == 0
     begun = (run / "config.toml").read_text()
-    monkeypatch.setattr(np, "__version__", "99.0")
+    monkeypatch.setattr(np, "__version__", "99.0.0")
     code, out, _ = call(train, toml, "--run", run)
     assert code == 0
     told = [line for line in out.splitlines() if "goes on with other software" in line]
     assert len(told) == 1
-    assert re.search(r"\(numpy [\d.]+ → 99\.0\)", told[0])
+    assert re.search(r"\(numpy [\d.]+ → 99\.0\.0\)", told[0])
     assert (run / "config.toml").read_text() == begun.replace("models = 2", "models = 4")
     assert list(run_dir.trained_with(run).values()) == [[0, 1], [2, 3]]
     assert call(score, "--run", run).code == 0
     assert call(attack, "--run", run).code == 0
     report = (run / "attack/report.html").read_text()
-    assert re.search(r"models 0–1: [^;]*numpy [^;]*; models 2–3: [^;]*numpy 99\.0", report)
+    assert re.search(r"models 0–1: [^;]*numpy [^;]*; models 2–3: [^;]*numpy 99\.0\.0", report)
     assert files_of(run / "checkpoints").keys() == files_of(made / "checkpoints").keys()
+
+
+# A run that goes away.
+
+
+@pytest.mark.parametrize("command", [train, score])
+def test_a_run_that_is_deleted_under_a_stage_is_said_to_be_gone_and_not_begun_again(
+    made, toml, call, tmp_path, monkeypatch, command
+):
+    run = tmp_path / "run"
+    words = [toml] if command is train else []
+    if command is score:
+        shutil.copytree(made, run)
+        for name in ("scores.npy", "logits.npy"):
+            (run / name).unlink()
+
+    def delete(*_):
+        shutil.rmtree(run, ignore_errors=True)
+
+    monkeypatch.setattr(Progress, "advance", delete)
+    monkeypatch.setattr(Progress, "warm_up", delete)
+    code, _, err = call(command, *words, "--run", run)
+    assert code == 2
+    last = err.splitlines()[-1]
+    assert last.startswith(
+        f"error: {run}: the run is gone (no config.toml): it was moved or deleted"
+    )
+    assert not run.exists()
