@@ -34,7 +34,7 @@ from lira_jax.score_set import (
     first_unusable,
     logit_scaled,
 )
-from lira_jax.storage import names
+from lira_jax.storage import check_folder, names
 
 _EXPERIMENT = re.compile(r"experiment-(\d+)(?:_(\d+))?")
 _EPOCH = re.compile(r"\d+\.npy")
@@ -134,6 +134,8 @@ def _newest(path: Path, folders: list[Path], labelled: bool) -> tuple[str, bool,
     """The newest epoch's file name, and whether all experiments have its scores, its logits."""
 
     def epochs(kind: str) -> list[set[str]]:
+        for folder in folders:
+            check_folder(folder / kind, "put back what the public code wrote there, or remove it")
         return [set(filter(_EPOCH.fullmatch, names(folder / kind))) for folder in folders]
 
     scores, logits = epochs("scores"), epochs("logits")

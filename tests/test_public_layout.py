@@ -165,6 +165,13 @@ EPOCH = "0000000100.npy"
             lambda f: [shutil.rmtree(f / "experiment-2_12" / k) for k in ("scores", "logits")],
             "experiment-2_12: holds neither scores/ nor logits/",
         ),
+        (
+            lambda f: [
+                shutil.rmtree(f / "experiment-2_12" / "logits"),
+                (f / "experiment-2_12" / "logits").symlink_to("/dev/zero"),
+            ],
+            "experiment-2_12/logits: is not a folder",
+        ),
         (lambda f: (f / "experiment-3_12").rename(f / "experiment-3_16"), "experiment-3_16"),
         (lambda f: (f / "experiment-3_12").rename(f / "experiment-12_12"), "numbered 0 … 11"),
         (lambda f: (f / "experiment-3_12").rename(f / "experiment-01_12"), "one of the two"),

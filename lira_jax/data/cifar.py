@@ -60,9 +60,9 @@ def _decode(path: Path) -> Arrays:
     def split(bases: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         size = label_bytes + 3 * 32 * 32
         for base in bases:
-            if len(members[base]) % size:
+            if not members[base] or len(members[base]) % size:
                 raise InputError(
-                    f"{path}: {base} has {len(members[base])} bytes, no multiple of {size}; "
+                    f"{path}: {base} has {len(members[base])} bytes, not some times {size}; "
                     f"download {url(path.name)} again"
                 )
         raw = b"".join(members[base] for base in bases)

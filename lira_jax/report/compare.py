@@ -235,7 +235,7 @@ def _read_curve(path: Path, run: Path, sizes: Mapping[str, int]) -> Roc:
 
 def _is_curve(rates: np.ndarray) -> bool:
     plain = rates.ndim == 1 and rates.size and rates.dtype.kind == "f"
-    return bool(plain and ((rates >= 0) & (rates <= 1)).all())
+    return bool(plain and (np.diff(rates, prepend=0.0, append=1.0) >= 0).all())
 
 
 def _settings_of(run: Path, metrics: dict[str, Any]) -> dict[str, Any]:

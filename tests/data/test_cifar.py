@@ -85,6 +85,8 @@ def test_bad_archives(tmp_path: Path) -> None:
     batch = "cifar-10-batches-bin/data_batch_3.bin"
     write_tar(file, members | {batch: members[batch][:-1]})
     refused(config, str(file), "data_batch_3.bin has 6145 bytes", url)
+    write_tar(file, members | {batch: b""})
+    refused(config, str(file), "data_batch_3.bin has 0 bytes", url)
     write_tar(file, members | {"cifar-10-batches-bin/batches.meta.txt": b"airplane\nbird\n"})
     refused(config, str(file), "train label 2 in row 2", "0…1")
 

@@ -315,7 +315,7 @@ def spoil_results(random: Random, folder: Path) -> Spoilt:
     if path.name == "roc.npz" and kind in (1, 2):
         with np.load(path) as file:
             arrays = dict(file)
-        name = random.choice(("lira-online.fpr", "lira-online.tpr"))
+        name = random.choice(("lira-online-shrinkage.fpr", "lira-online-shrinkage.tpr"))
         arrays[name] = random.choice(
             (arrays[name][:-1], arrays[name][:, None], arrays[name] * np.nan, arrays[name] + 2,
              arrays[name][:0], arrays[name].astype(complex), arrays[name][::-1], -arrays[name])

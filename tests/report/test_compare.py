@@ -267,7 +267,7 @@ def test_refuses_damaged_curves(two, tmp_path, content):
     "rates",
     [
         {}, {"fpr": np.array([0.5, np.nan])}, {"fpr": np.array([0, 1])}, {"tpr": np.eye(2)},
-        {"tpr": np.array([0.5, 1.5])}, {"fpr": np.empty(0)}, {"fpr": np.linspace(0, 1, 7)},
+        {"tpr": np.array([0.5, 1.5])}, {"tpr": np.array([0.5, 0.4])}, {"fpr": np.empty(0)}, {"fpr": np.linspace(0, 1, 7)},
     ],
 )  # fmt: skip
 def test_refuses_curves_that_are_none(two, tmp_path, rates):
