@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,7 +72,7 @@ def read_config(run: Path) -> Experiment:
             f"python train.py configs/digits.toml --run {shlex.quote(str(run))}"
         )
     experiment = config_file.load(run / CONFIG)
-    if not isinstance(read_versions(run).get("data_digest"), str):
+    if "data_digest" not in read_versions(run):
         raise InputError(
             f"{run / CONFIG}: truncated or foreign (no data_digest under [run]); "
             "put it back as training wrote it, or begin anew in another --run folder"
@@ -194,8 +193,7 @@ def _kept(path: Path, drawn: np.ndarray, shape: Sequence[int | None], repair: bo
 
 def read_versions(run: Path) -> dict[str, str]:
     """The [run] table of config.toml: versions and the data's digest."""
-    table = tomllib.loads((run / CONFIG).read_text(encoding="utf-8-sig")).get("run", {})
-    return table if isinstance(table, dict) else {}
+    return config_file.load_versions(run / CONFIG)
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
