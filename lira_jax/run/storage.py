@@ -26,8 +26,9 @@ from lira_jax.errors import InputError
 
 _MARK = b"\nsha256 "
 _TRAILER = len(_MARK) + 64 + 1
-_BESIDE = ".unfinished-"
+BESIDE = ".unfinished-"
 _COPY = 2**22
+_held: set[Path] = set()  # the locks of this process
 
 
 def as_path(text: str | Path) -> Path:
@@ -111,6 +112,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
             except Exception as error:
                 raise cannot_write(path, _reason(error)) from None
         return
+    _refuse_deleted()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside, file = _open_beside(path)
@@ -129,7 +131,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 def _open_beside(path: Path) -> tuple[Path, BinaryIO]:
     """A new file beside a path, locked for as long as it is open, so that `sweep` spares it."""
     while True:
-        beside = path.with_name(f"{_BESIDE}{secrets.token_hex(6)}-{path.name}")
+        beside = path.with_name(f"{BESIDE}{secrets.token_hex(6)}-{path.name}")
         file = beside.open("x+b")
         if not _lock(file) or os.fstat(file.fileno()).st_nlink:
             return beside, file
@@ -166,7 +168,7 @@ def sweep(folder: Path) -> None:
         return
     for where, _, files in os.walk(folder):
         for name in files:
-            if name.startswith(_BESIDE):
+            if name.startswith(BESIDE):
                 with suppress(OSError), (Path(where) / name).open("rb") as file:
                     if _lock(file):
                         (Path(where) / name).unlink(missing_ok=True)
@@ -365,4 +367,21 @@ def lock(path: Path, numbers: range, refusal: str) -> Iterator[None]:
                 "that no other process works on the same models",
                 flush=True,
             )
-        yield
+        _held.add(path)
+        try:
+            yield
+        except (InputError, OSError):
+            _refuse_deleted()  # of which the error may be but a consequence
+            raise
+        finally:
+            _held.discard(path)
+
+
+def _refuse_deleted() -> None:
+    """Refuse to go on where a folder at work has been deleted or moved."""
+    for path in sorted(_held):
+        if not path.exists():
+            raise InputError(
+                f"{path.parent}: is gone: deleted or moved while this command was at work on it; "
+                "put it back to go on, or begin anew"
+            )
