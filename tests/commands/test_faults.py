@@ -23,7 +23,7 @@ import pytest
 from lira_jax.commands import attack, score, train
 from lira_jax.run import checkpoints, run_dir, score_files
 from lira_jax.run.storage import names
-from tests.commands.conftest import STEPS
+from tests.commands.conftest import STEPS, TRUST_CODE
 from tests.commands.test_command_line import assert_same_run
 from tests.conftest import files_of
 
@@ -46,7 +46,8 @@ def start(cache, toml):
     begun = []
 
     def start(command, run, *words, **environment):
-        words = [*([toml, *OFTEN] if command == "train" else []), "--run", run, *words]
+        first = {"train": [toml, *OFTEN], "score": [TRUST_CODE]}.get(command, [])
+        words = [*first, "--run", run, *words]
         process = subprocess.Popen(
             [sys.executable, f"{command}.py", *map(str, words)],
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
