@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from lira_jax.analysis.analyse import About, analyse, analyse_as_reference_code
 from lira_jax.config import AttackConfig
 from lira_jax.label_only.answers import LabelAnswers
 from lira_jax.report import files
+from lira_jax.run.result_folder import one_writer
 from lira_jax.score_set import ScoreSet
 from lira_jax.trust.outputs import Outputs
 
@@ -31,8 +33,8 @@ def attack(
 ) -> dict[str, Any]:
     """Run every attack and write what came out (`files.py`).
 
-    Each file is written at once or not at all, and none before all input is checked. The same input
-    writes the same bytes.
+    Nothing is written before all input is checked, and what an earlier attack wrote stays until all
+    files of this one are there. The same input writes the same bytes.
 
     Args:
         score_set: scores and masks.
@@ -53,15 +55,16 @@ def attack(
     Raises:
         InputError: arrays that no attack could use, masks that leave a target without references,
             more views asked for than there are, a user's attack that fails, an `out` that cannot
-            be written.
+            be written, or that another process writes to.
     """
+    with ExitStack() as until_all_is_written:
 
-    # The cores are busy without: threads that wait for each other's parts of small products took
-    # six times the time of judging an attack, on two cores beside other work.
-    def ready() -> None:
-        files.prepare(out)
+        def ready() -> None:
+            until_all_is_written.enter_context(one_writer(out))
 
-    with threadpool_limits(1, "blas"):
+        # The cores are busy without: threads that wait for each other's parts of small products
+        # took six times the time of judging an attack, on two cores beside other work.
+        until_all_is_written.enter_context(threadpool_limits(1, "blas"))
         if protocol == "reference-code":
             findings = analyse_as_reference_code(
                 score_set, config, about, ready=ready, progress=progress
@@ -71,5 +74,5 @@ def attack(
                 score_set, config, about, check_null=check_null, labels_of=labels_of,
                 elsewhere=elsewhere, ready=ready, progress=progress,
             )  # fmt: skip
-    files.write(findings, out)
+        files.write(findings, out)
     return dict(findings.metrics)

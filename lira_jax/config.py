@@ -11,16 +11,21 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import Annotated, Any, Literal, get_args
 
 from lira_jax.errors import InputError
-from lira_jax.fields import Limits, as_text, as_tuple, fields_of, refusal
+from lira_jax.fields import Limits, as_text, as_tuple, fields_of, refusal, shown
+from lira_jax.fields import keep_fraction as keep_fraction
 
-Whole = Annotated[int, Limits(least=0)]
-Count = Annotated[int, Limits(least=1)]
-NotNegative = Annotated[float, Limits(least=0)]
-Positive = Annotated[float, Limits(above=0)]
+# The upper limits are beyond any honest use, and within what 32 bits hold of it.
+Whole = Annotated[int, Limits(least=0, most=10**9)]
+Count = Annotated[int, Limits(least=1, most=10**9)]
+SmallWhole = Annotated[int, Limits(least=0, most=10**6)]
+SmallCount = Annotated[int, Limits(least=1, most=10**6)]
+Layers = Annotated[int, Limits(least=1, most=10_000)]
+Pixels = Annotated[int, Limits(least=0, most=10_000)]
+NotNegative = Annotated[float, Limits(least=0, most=1e9)]
+Positive = Annotated[float, Limits(above=0, most=1e9)]
 Share = Annotated[float, Limits(least=0, below=1)]
 Rate = Annotated[float, Limits(above=0, below=1)]
 # What `trust.inputs` may name.
@@ -38,6 +43,8 @@ class _Section:
                 name = f"{_name_of(type(self))}.{key}"
                 entries = as_tuple(name, getattr(self, key), declared.entry)
                 object.__setattr__(self, key, entries)
+            elif declared.kind is float and getattr(self, key) == 0:
+                object.__setattr__(self, key, 0.0)  # and not -0
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,7 @@ class DataConfig(_Section):
     skip: Whole = 0
     limit: Whole = 0
     leave_out: tuple[str, ...] = ()
-    canaries: Whole = 0
+    canaries: SmallWhole = 0
     canary_kind: Literal["mislabelled", "noise"] = "mislabelled"
 
 
@@ -90,8 +97,8 @@ class NetworkConfig(_Section):
     """
 
     arch: str = "resnet"
-    depth: Count = 8
-    width: Count = 16
+    depth: Layers = 8
+    width: Layers = 16
     norm: Literal["batch", "group"] = "batch"
 
 
@@ -134,7 +141,7 @@ class TrainConfig(_Section):
             rounding.
     """
 
-    models: Count = 64
+    models: SmallCount = 64
     keep: str = "1/2"
     epochs: Count = 100
     batch_size: Count = 256
@@ -146,13 +153,13 @@ class TrainConfig(_Section):
     label_smoothing: Share = 0.0
     ema: Share = 0.999
     mirror: bool = True
-    shift: Whole = 4
-    cutout: Whole = 0
+    shift: Pixels = 4
+    cutout: Pixels = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
     eval_examples: Count = 256
     checkpoint_minutes: NotNegative = 5.0
-    group: Whole = 0
-    width: Whole = 0
+    group: SmallWhole = 0
+    width: SmallWhole = 0
     conv_gradients: Literal["auto", "vmap", "grouped"] = "auto"
 
     def steps_per_epoch(self, members: int) -> int:
@@ -160,8 +167,17 @@ class TrainConfig(_Section):
         return members // self.batch_size
 
     def total_steps(self, members: int) -> int:
-        """Optimiser steps of one model."""
-        return self.steps_per_epoch(members) * self.epochs
+        """Optimiser steps of one model.
+
+        Raises:
+            InputError: more than 32 bits count.
+        """
+        if (steps := self.steps_per_epoch(members) * self.epochs) >= 2**31:
+            raise InputError(
+                f"train.epochs = {self.epochs}: are {steps:,} steps; give fewer than "
+                f"{2**31 // self.steps_per_epoch(members):,} epochs, or a larger train.batch_size"
+            )
+        return steps
 
 
 @dataclass(frozen=True)
@@ -188,7 +204,7 @@ class DefenceConfig(_Section):
 
     dropout: Share = 0.0
     l1: NotNegative = 0.0
-    early_stopping: Whole = 0
+    early_stopping: SmallWhole = 0
     transfer_from: str = ""
     transfer_tune: Literal["all", "last"] = "all"
     adversarial: NotNegative = 0.0
@@ -220,7 +236,7 @@ class ScoreConfig(_Section):
 
     views: Literal[1, 2, 18, 162] = 18
     batch_size: Whole = 0
-    noisy_queries: Whole = 0
+    noisy_queries: SmallWhole = 0
     noise: Positive = 0.02
     gradient_norm: bool = False
     memguard: bool = False
@@ -255,19 +271,19 @@ class LabelOnlyConfig(_Section):
         features: Also keep the last layer's inputs under the source models, which tell outliers.
     """
 
-    sources: tuple[int, ...] = (0,)
-    targets: tuple[int, ...] = ()
+    sources: Annotated[tuple[int, ...], Limits(least=0, most=10**6)] = (0,)
+    targets: Annotated[tuple[int, ...], Limits(least=0, most=10**6)] = ()
     examples: Whole = 0
     rotations: Annotated[tuple[float, ...], Limits(above=0, most=180)] = (1.0, 4.0, 8.0)
-    translations: Annotated[tuple[int, ...], Limits(least=1)] = (1, 2)
+    translations: Annotated[tuple[int, ...], Limits(least=1, most=10_000)] = (1, 2)
     noise: Annotated[tuple[float, ...], Limits(above=0, most=100)] = (0.02, 0.05, 0.1)
     flips: Annotated[tuple[float, ...], Limits(above=0, most=1)] = ()
-    copies: Count = 50
-    budget: Whole = 2500
+    copies: SmallCount = 50
+    budget: SmallWhole = 2500
     boundary_examples: Whole = 0
-    combined: Whole = 0
-    combined_budget: Whole = 1000
-    carlini_wagner: Whole = 0
+    combined: Pixels = 0
+    combined_budget: SmallWhole = 1000
+    carlini_wagner: SmallWhole = 0
     features: bool = True
 
 
@@ -315,7 +331,7 @@ class TrustConfig(_Section):
     fit: Whole = 1000
     laplace: bool = True
     laplace_prior: NotNegative = 0.0
-    laplace_samples: Count = 100
+    laplace_samples: SmallCount = 100
 
 
 @dataclass(frozen=True)
@@ -361,25 +377,6 @@ class Experiment:
     label_only: LabelOnlyConfig = field(default_factory=LabelOnlyConfig)
     trust: TrustConfig = field(default_factory=TrustConfig)
     attack: AttackConfig = field(default_factory=AttackConfig)
-
-
-def keep_fraction(keep: str) -> tuple[int, int]:
-    """Parse `train.keep`, "m/B", into (m, B).
-
-    Examples:
-        >>> keep_fraction("2/4")
-        (1, 2)
-
-    Raises:
-        InputError: not a fraction strictly between 0 and 1.
-    """
-    try:
-        fraction = Fraction(keep)
-    except (ValueError, ZeroDivisionError):
-        fraction = Fraction(0)
-    if not 0 < fraction < 1:
-        raise InputError(f'train.keep = "{keep}": give a fraction between 0 and 1 such as "1/2"')
-    return fraction.numerator, fraction.denominator
 
 
 def other_data_sets(config: TrustConfig) -> dict[str, str]:
@@ -443,7 +440,9 @@ def _check_field(name: str, value: Any, limits: Limits | None) -> None:
         if isinstance(entry, str):
             # File names that are not valid UTF-8 become what it cannot hold.
             if "\0" in entry or entry.encode(errors="ignore").decode() != entry:
-                raise InputError(f"{name} = {entry!r}: must be Unicode text without NUL characters")
+                raise InputError(
+                    f"{name} = {shown(repr(entry))}: must be Unicode text without NUL characters"
+                )
         elif isinstance(entry, float) and not math.isfinite(entry):
             raise refusal(name, value, "must be a finite number")
         elif limits is not None and entry not in limits:

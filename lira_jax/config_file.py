@@ -14,7 +14,10 @@ import tomli_w
 
 from lira_jax.config import Experiment, flatten
 from lira_jax.errors import InputError
-from lira_jax.fields import fields_of
+from lira_jax.fields import MOST_SHOWN, fields_of, shown
+from lira_jax.foreign import check_regular, reading
+
+MOST_BYTES = 10**6
 
 
 def load(path: Path) -> Experiment:
@@ -24,20 +27,57 @@ def load(path: Path) -> Experiment:
 
     Raises:
         InputError: missing file, broken TOML, an unknown key (named with the nearest valid one),
-            a value of the wrong type or outside its choices.
+            a value of the wrong type or outside its choices, a number beyond 64 bits.
     """
+    return _load(path)[0]
+
+
+def load_versions(path: Path) -> dict[str, str]:
+    """What training recorded under [run] in a run's own config.toml: versions and digests.
+
+    Raises:
+        InputError: as `load`.
+    """
+    return _load(path)[1]
+
+
+def _load(path: Path) -> tuple[Experiment, dict[str, str]]:
+    advice = "give a TOML file; configs/ holds examples"
+    if isinstance(path, Path):  # an object store has nothing but files
+        check_regular(path, advice)
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{path}: no such file; configs/ holds examples") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"{path}: not readable as TOML: {error}") from None
-    # `[run]` is written by training into a run's own config.toml: versions, not settings.
-    table.pop("run", None)
+        with reading(path, advice, "not readable as TOML"):
+            with path.open("rb") as file:
+                content = file.read(MOST_BYTES + 1)
+            if len(content) > MOST_BYTES:
+                raise InputError(f"{path}: has more than {MOST_BYTES:,} bytes; {advice}")
+            table = tomllib.loads(content.decode("utf-8-sig").replace("\r\n", "\n"))
+    except InputError as error:
+        if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+            raise InputError(f"{path}: no such file; configs/ holds examples") from None
+        raise
     try:
-        return _build(Experiment, table)
+        _check_numbers(table)
+        run = table.pop("run", {})
+        if not isinstance(run, dict):
+            raise InputError("`run` is a section: write [run]")
+        for key, value in run.items():
+            if not isinstance(value, str):
+                raise InputError(f"{shown(f'run.{key}')} = {_shown(value)}: must be text in quotes")
+        return _build(Experiment, table), run
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+
+
+def _check_numbers(table: Mapping[str, Any]) -> None:
+    """Refuse what TOML does not promise to keep, wherever it is."""
+    left: list[Any] = [table]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict | list):
+            left += value.values() if isinstance(value, dict) else value
+        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise InputError(f"{shown(value)}: must be a whole number of at most 64 bits")
 
 
 def to_toml(experiment: Experiment, run: Mapping[str, str]) -> str:
@@ -50,7 +90,7 @@ def _build(cls: type, table: Mapping[str, Any], prefix: str = "") -> Any:
     for key, value in table.items():
         name = prefix + key
         if key not in fields:
-            raise InputError(f"unknown key `{name}`; {_nearest(name)}")
+            raise InputError(f"unknown key `{shown(name)}`; {_nearest(name)}")
         kind = fields[key].kind
         if not dataclasses.is_dataclass(kind):
             values[key] = _checked(name, value, kind)
@@ -67,15 +107,20 @@ def _checked(name: str, value: Any, kind: Any) -> Any:
         choices = typing.get_args(kind)
         if value not in choices or type(value) is not type(choices[0]):
             listed = ", ".join(str(choice) for choice in choices)
-            raise InputError(f"{name} = {value!r}: choose one of {listed}")
+            raise InputError(f"{name} = {_shown(value)}: choose one of {listed}")
     elif typing.get_origin(kind) is tuple:
         if not isinstance(value, (str, list)):
-            raise InputError(f"{name} = {value!r}: must be a list in brackets")
+            raise InputError(f"{name} = {_shown(value)}: must be a list in brackets")
     elif kind is float and type(value) is int and abs(value) < 2**53:
         return float(value)
     elif type(value) is not kind:
-        raise InputError(f"{name} = {value!r}: must be {_IN_WORDS[kind]}")
+        raise InputError(f"{name} = {_shown(value)}: must be {_IN_WORDS[kind]}")
     return value
+
+
+def _shown(value: Any) -> str:
+    """Text in quotes, and anything else as it is."""
+    return shown(repr(value[:MOST_SHOWN]) if isinstance(value, str) else value)
 
 
 _IN_WORDS = {

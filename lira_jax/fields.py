@@ -8,9 +8,13 @@ import re
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 from lira_jax.errors import InputError
+
+# Of the entries of a list, ranges written out; and of what a message shows of a value.
+MOST_ENTRIES, MOST_SHOWN = 100_000, 200
 
 
 @dataclass(frozen=True)
@@ -85,26 +89,29 @@ def as_tuple(name: str, value: str | Iterable[Any], entry: Any) -> tuple[Any, ..
         entry: the type of the entries: int, of which text may give ranges, float, str, or choices.
 
     Raises:
-        InputError: an entry of another type, or one that is there twice.
+        InputError: an entry of another type, one that is there twice, or more than MOST_ENTRIES.
     """
     if isinstance(value, str):
         given: list[Any] = [part.strip() for part in value.split(",") if part.strip()]
     else:
         given = list(value)
     alternatives = _alternatives(entry)
-    entries: list[Any] = []
+    entries: dict[Any, None] = {}
     for part in given:
         try:
             parsed = next(filter(None, (_parsed(part, kind) for kind in alternatives)))
         except StopIteration:
             words = " or ".join(_IN_WORDS.get(kind, kind) for kind in alternatives)
-            raise refusal(name, value, f"{part} must be {words}") from None
+            raise refusal(name, value, f"{shown(part)} must be {words}") from None
+        if len(entries) + len(parsed) > MOST_ENTRIES:
+            raise refusal(name, value, f"more than {MOST_ENTRIES:,} entries; give fewer")
         if any(number in entries for number in parsed):
-            raise refusal(name, value, f"{part} is there twice; leave one out")
-        entries += parsed
+            raise refusal(name, value, f"{shown(part)} is there twice; leave one out")
+        entries |= dict.fromkeys(parsed)
     return tuple(entries)
 
 
+_RANGE = re.compile(r"([0-9]{1,18})\s*[-–]\s*([0-9]{1,18})")
 _IN_WORDS = {int: "a whole number or a range such as 2-5", float: "a number"}
 
 
@@ -119,7 +126,7 @@ def _parsed(part: Any, kind: Any) -> Sequence[Any]:
         return [part]
     if kind is str:
         return [str(part)]
-    if kind is int and (bounds := re.fullmatch(r"(\d+)\s*[-–]\s*(\d+)", str(part))):
+    if kind is int and isinstance(part, str) and (bounds := _RANGE.fullmatch(part)):
         return range(int(bounds[1]), int(bounds[2]) + 1)
     try:
         number = float(part)
@@ -140,14 +147,43 @@ def as_text(value: Any) -> Any:
     if not isinstance(value, tuple | list):
         return value
     return ", ".join(
-        repr(entry).removesuffix(".0") if isinstance(entry, float) else str(entry)
+        repr(entry).removesuffix(".0") if isinstance(entry, float) else _as_text(entry)
         for entry in value
     )
+
+
+def _as_text(entry: Any) -> str:
+    return shown(entry) if isinstance(entry, int) else str(entry)
+
+
+def keep_fraction(keep: str) -> tuple[int, int]:
+    """Parse `train.keep`, "m/B", into (m, B).
+
+    Examples:
+        >>> keep_fraction("2/4")
+        (1, 2)
+
+    Raises:
+        InputError: not a fraction strictly between 0 and 1, of numbers with at most six digits.
+    """
+    match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})|0?\.[0-9]{1,6}", keep.strip())
+    if match and (match[2] is None or int(match[2])):
+        fraction = Fraction(match[0])
+        if 0 < fraction < 1:
+            return fraction.numerator, fraction.denominator
+    raise InputError(f'train.keep = "{shown(keep)}": give a fraction between 0 and 1 such as "1/2"')
 
 
 def refusal(name: str, value: Any, reason: str) -> InputError:
     """The message that a field has a value which no stage could use."""
     is_list = not isinstance(value, (int, float))
-    return InputError(
-        f'{name} = "{as_text(value)}": {reason}' if is_list else f"{name} = {value}: {reason}"
-    )
+    text = shown(as_text(value) if is_list else value)
+    return InputError(f'{name} = "{text}": {reason}' if is_list else f"{name} = {text}: {reason}")
+
+
+def shown(value: Any) -> str:
+    """A value for a message, cut off where it is long: text as it is, all else as in Python."""
+    if isinstance(value, int) and abs(value) >= 10**MOST_SHOWN:  # Python refuses to write these
+        return f"a number of more than {MOST_SHOWN} digits"
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"

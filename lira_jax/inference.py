@@ -251,7 +251,6 @@ def make(
                     begin_once()
                     for item in work:
                         for first, arrays in loop.parts(item, wave):
-                            run_dir.identity(stage.run)  # refuses where the run is gone
                             parts.write_part(folder, item.task.product, first, *arrays)
                         if item.task.asked and item.left:
                             # Attacks can use it while the rest is still being asked for.

@@ -13,7 +13,7 @@ LINE_SECONDS = 10.0
 
 def say(text: str, stream: str = "stdout") -> None:
     """Print a line in the middle of long work, which must not end because nobody reads it."""
-    with suppress(OSError):
+    with suppress(OSError, ValueError):
         print(text, file=getattr(sys, stream), flush=True)
 
 

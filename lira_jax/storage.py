@@ -33,8 +33,9 @@ _TRAILER = len(_MARK) + 64 + 1
 # What may lie between the content and the checksum, and at most so long.
 _ABOUT = re.compile(rb"\n(\{.*\})", re.DOTALL)
 _LONGEST = 2**16
-_BESIDE = ".unfinished-"
+BESIDE = ".unfinished-"
 _COPY = 2**22
+held: set[Path] = set()  # the locks of this process
 
 
 def as_path(text: str | Path) -> Path:
@@ -106,6 +107,20 @@ def check_folder(path: Path, remedy: str) -> None:
         raise InputError(f"{path}: is not a folder; {remedy}")
 
 
+def refuse_deleted() -> None:
+    """Refuse to go on where a folder at work has been deleted or moved.
+
+    Raises:
+        InputError: a lock of this process is gone.
+    """
+    for path in sorted(held):
+        if not path.exists():
+            raise InputError(
+                f"{path.parent}: is gone: deleted or moved while this command was at work on it; "
+                "put it back to go on, or begin anew"
+            )
+
+
 def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Write a file whole or not at all.
 
@@ -128,6 +143,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
             except Exception as error:
                 raise cannot_write(path, _reason(error)) from None
         return
+    refuse_deleted()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside, file = _open_beside(path)
@@ -146,7 +162,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 def _open_beside(path: Path) -> tuple[Path, BinaryIO]:
     """A new file beside a path, locked for as long as it is open, so that `sweep` spares it."""
     while True:
-        beside = path.with_name(f"{_BESIDE}{secrets.token_hex(6)}-{path.name}")
+        beside = path.with_name(f"{BESIDE}{secrets.token_hex(6)}-{path.name}")
         file = beside.open("x+b")
         if not _lock(file) or os.fstat(file.fileno()).st_nlink:
             return beside, file
@@ -183,7 +199,7 @@ def sweep(folder: Path) -> None:
         return
     for where, _, files in os.walk(folder):
         for name in files:
-            if name.startswith(_BESIDE):
+            if name.startswith(BESIDE):
                 with suppress(OSError), (Path(where) / name).open("rb") as file:
                     if _lock(file):
                         (Path(where) / name).unlink(missing_ok=True)

@@ -264,7 +264,6 @@ def _train_group(
         late = time.monotonic() - saved > between
         if at == steps or late or stopping:
             whole = on_mesh.finish(both[0]) if at == steps else both[0]
-            run_dir.identity(run)  # refuses where the run is gone, before a folder is made again
             run_dir.write_log_file(log_file, log)
             checkpoints.save(
                 run, Group(group.first, group.last, at), ensemble.on_host(whole, group.size)

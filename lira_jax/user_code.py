@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lira_jax.config import Experiment, other_data_sets
 from lira_jax.errors import InputError
+
+
+def named(experiment: Experiment) -> dict[str, list[str]]:
+    """What an experiment has imported and run, by the field that names it."""
+    sources = other_data_sets(experiment.trust).values()
+    return {
+        "data.name": _code("" if experiment.data.path else experiment.data.name),
+        "network.arch": _code(experiment.network.arch),
+        "trust.data_sets": [
+            source
+            for source in sources
+            if source and source[0] not in "./~" and not os.path.exists(source)
+            for source in _code(source)
+        ],
+        "attack.extra": [experiment.attack.extra] if experiment.attack.extra else [],
+    }
+
+
+def _code(name: str) -> list[str]:
+    return [name] if ":" in name else []
 
 
 def import_function(name: str, key: str) -> Callable[..., Any]:
@@ -26,10 +49,8 @@ def import_function(name: str, key: str) -> Callable[..., Any]:
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
-    try:
+    with running(f'{key} = "{name}"', "mend that module"):
         function = getattr(importlib.import_module(module_name), attribute, None)
-    except Exception as error:  # a user's module may raise anything
-        raise failure(f'{key} = "{name}"', error, "mend that module") from error
     if not callable(function):
         raise InputError(
             f'{key} = "{name}": {module_name} has no function {attribute!r}; '
@@ -38,10 +59,25 @@ def import_function(name: str, key: str) -> Callable[..., Any]:
     return function
 
 
-def failure(where: str, error: Exception, advice: str) -> InputError:
-    """What a user's own code raised, as one line with file and line number."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    text = " ".join(str(error).split())
-    return InputError(
-        f"{where}: {type(error).__name__}: {text} ({frame.filename}, line {frame.lineno}); {advice}"
-    )
+@contextmanager
+def running(where: str, advice: str) -> Iterator[None]:
+    """Turn whatever a user's own code raises into one line, a call of `exit` too.
+
+    Args:
+        where: the code is named.
+        advice: what the user should do.
+
+    Raises:
+        InputError: in place of any exception but InputError itself and Ctrl-C.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (Exception, SystemExit, GeneratorExit) as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        text = " ".join(str(error).split())
+        raise InputError(
+            f"{where}: {type(error).__name__}: {text} ({frame.filename}, line {frame.lineno}); "
+            f"{advice}"
+        ) from error

@@ -33,7 +33,7 @@ from lira_jax.score_set import ScoreSet, check, of_examples, read_only
 from lira_jax.trust import outputs
 from lira_jax.trust import results as trust_results
 from lira_jax.trust.outputs import Outputs
-from lira_jax.user_code import failure, import_function
+from lira_jax.user_code import import_function, running
 
 # What an attack lacks where a field of ScoreSet is missing, and how to come by it.
 REMEDIES = {
@@ -65,12 +65,13 @@ class About:
     classes: tuple[str, ...] | None = None
 
 
-def about_run(run: Path, experiment: Experiment) -> About:
+def about_run(run: Path, experiment: Experiment, no_images: str = "") -> About:
     """What a run's own files tell, and its images if the data are where they were.
 
     Args:
         run: a run directory that is scored.
         experiment: its configuration. Settings of scoring are those that the scores were made with.
+        no_images: why the data must not be read; empty to read them.
     """
     versions = run_dir.read_versions(run)
     about = About(
@@ -78,6 +79,8 @@ def about_run(run: Path, experiment: Experiment) -> About:
         versions={name: text for name, text in versions.items() if name not in run_dir.DIGESTS}
         | _other_versions(run),
     )
+    if no_images:
+        return replace(about, no_images=no_images)
     try:
         data = datasets.load(experiment.data, experiment.seed)
         if data.digest != versions["data_digest"]:
@@ -404,13 +407,9 @@ def _guarded(own: Callable[..., Any], where: str) -> Attack:
     def attack(
         score_set: ScoreSet, rule: References, config: AttackConfig, progress: bool
     ) -> dict[str, Float[np.ndarray, "N E"]]:
-        try:
+        with running(where, "return a dict of scores [N, E] by name"):
             scores = own(read_only(score_set), rule, config, progress)
             arrays = {str(key): np.asarray(value, np.float64) for key, value in scores.items()}
-        except InputError:
-            raise
-        except Exception as error:  # whatever the user's code raises
-            raise failure(where, error, "return a dict of scores [N, E] by name") from error
         for key, value in arrays.items():
             if key in taken:
                 raise InputError(

@@ -18,6 +18,8 @@ from lira_jax.analysis import analyse
 from lira_jax.analysis import target as target_audit
 from lira_jax.analysis.analyse import About
 from lira_jax.attacking import Protocol
+from lira_jax.commands import trusting
+from lira_jax.commands.entry import Ended
 from lira_jax.commands.parsing import Switch, parse, parse_ahead
 from lira_jax.config import AttackConfig, Experiment
 from lira_jax.errors import InputError
@@ -25,6 +27,7 @@ from lira_jax.label_only import answers
 from lira_jax.report import compare as comparison
 from lira_jax.report import terminal
 from lira_jax.run import run_dir, score_files
+from lira_jax.run.result_folder import one_writer, replaced
 from lira_jax.score_set import ScoreSet
 from lira_jax.storage import as_path
 from lira_jax.trust import outputs
@@ -60,12 +63,15 @@ class AttackArguments(Scores):
             target.
         label_only: Insist on label-only attacks, which are run wherever `score.py --label-only` has
             asked the models.
+        trust_code: Import and run code that the run's own config.toml names (attack.extra,
+            data.name), as you have read it or made the run.
         null_check: Also send scores without any leakage through every attack, to see that each
             then guesses; the exit code is 1 if one does not.
     """
 
     protocol: Protocol = "leave-block-out"
     label_only: Switch = False
+    trust_code: Switch = False
     null_check: Switch = False
 
 
@@ -113,7 +119,7 @@ def attack(arguments: Sequence[str]) -> None:
         "`attack.py --run DIR --target FILE.npz` asks it of a model of your own, "
         "`attack.py compare RUN RUN … --out DIR` puts attacked runs side by side."
     )
-    parsed, experiment = _parse(AttackArguments(), arguments, text)
+    parsed, experiment, own = _parse(AttackArguments(), arguments, text)
     all_targets = parsed.protocol == "leave-block-out"
     if not all_targets and (parsed.null_check or parsed.attack.extra):
         raise InputError(
@@ -129,10 +135,18 @@ def attack(arguments: Sequence[str]) -> None:
             )
         if not (run / answers.FOLDER / answers.MODELS).exists():
             raise _not_asked(run)  # before the scores, which the same command makes
+    if run is not None and all_targets:
+        trusting.check(run, experiment, own, parsed.trust_code, ["attack.extra"])
     scores = _read_scores(parsed)
     about, labels_of, elsewhere = About(), None, None
     if run is not None:
-        about = analyse.about_run(run, experiment)
+        # The attacks need no images.
+        code = trusting.untrusted(experiment, own, parsed.trust_code, ["data.name"])
+        reasons = [
+            f'{field} = "{name}" is code that the run names; to run it, give --trust-code True'
+            for field, name in code.items()
+        ]
+        about = analyse.about_run(run, experiment, "".join(reasons))
         if all_targets:
             labels_of, elsewhere = answers.read(run, scores), outputs.read(run, scores)
         if parsed.label_only and labels_of is None:
@@ -144,17 +158,18 @@ def attack(arguments: Sequence[str]) -> None:
     )  # fmt: skip
     print(terminal.summary(metrics, out))
     if metrics["null_check"] and not metrics["null_check"]["ok"]:
-        raise SystemExit(1)
+        raise Ended(1)
 
 
 def target(arguments: Sequence[str]) -> None:
     text = "Attack one model of your own, with the models of a run as its shadow models."
-    parsed, _ = _parse(TargetArguments(target=Path()), arguments, text, target=tyro.MISSING)
+    parsed, _, _ = _parse(TargetArguments(target=Path()), arguments, text, target=tyro.MISSING)
     scores = _read_scores(parsed)
     model = target_audit.read_target(parsed.target, scores, parsed.attack.queries)
-    audit = target_audit.audit(scores, model, parsed.attack, parsed.attack.fpr)
     out = _out(parsed, f"target_{parsed.target.stem}")
-    target_audit.write(audit, out)
+    audit = target_audit.audit(scores, model, parsed.attack, parsed.attack.fpr)
+    with one_writer(out), replaced(out, ["target.json"]) as folder:
+        target_audit.write(audit, folder)
     print(target_audit.summary(audit))
     print(f"Written to {out}: target.csv, target.json")
 
@@ -165,10 +180,13 @@ def compare(arguments: Sequence[str]) -> None:
     print(comparison.compare([as_path(run) for run in parsed.runs], as_path(parsed.out)))
 
 
-def _parse(default: S, arguments: Sequence[str], text: str, **needed: Any) -> tuple[S, Experiment]:
-    """The arguments, [attack] as the run's configuration has it where they say nothing; and that
-    configuration with [attack] as they say."""
-    run = parse_ahead(default, arguments).run
+def _parse(
+    default: S, arguments: Sequence[str], text: str, **needed: Any
+) -> tuple[S, Experiment, Experiment]:
+    """The arguments, [attack] as the run's configuration has it where they say nothing; that
+    configuration with [attack] as they say; and the same with nothing from the run."""
+    ahead = parse_ahead(default, arguments)
+    run, own = ahead.run, Experiment(attack=ahead.attack)
     experiment = run_dir.read_config(as_path(run)) if run else Experiment()
     default = dataclasses.replace(default, attack=experiment.attack, **needed)
     parsed = parse(default, text, arguments)
@@ -176,7 +194,7 @@ def _parse(default: S, arguments: Sequence[str], text: str, **needed: Any) -> tu
         raise InputError("give either --run DIR, or --scores FILE.npz and --out DIR")
     if parsed.scores is not None and parsed.out is None:
         raise InputError(f"--scores {parsed.scores}: say where to write with --out DIR")
-    return parsed, config.check(dataclasses.replace(experiment, attack=parsed.attack))
+    return parsed, config.check(dataclasses.replace(experiment, attack=parsed.attack)), own
 
 
 def _read_scores(parsed: Scores) -> ScoreSet:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from pkgutil import resolve_name
 
 from lira_jax import __version__
-from lira_jax.commands.parsing import run_stage
+from lira_jax.commands.entry import run
 
 COMMANDS = {
     "train": "lira_jax.commands.train:main",
@@ -19,9 +17,14 @@ COMMANDS = {
 
 
 def main() -> None:
+    if sys.argv[1:2] and sys.argv[1] in COMMANDS:
+        command = sys.argv[1]
+        sys.argv[:2] = [f"lira-jax {command}"]
+        run(COMMANDS[command])
+        return
+    import argparse  # the way of most calls needs no more than the above
+
     parser = argparse.ArgumentParser("lira-jax", description="Who was in the training set?")
     parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument("command", choices=COMMANDS, help="each explains itself with --help")
-    command = parser.parse_args(sys.argv[1:2]).command
-    sys.argv[:2] = [f"lira-jax {command}"]
-    run_stage(resolve_name(COMMANDS[command]))
+    parser.parse_args(sys.argv[1:2])

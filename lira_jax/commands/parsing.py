@@ -1,23 +1,23 @@
-"""What the commands share: configuration and overrides, and errors as one line."""
+"""What the commands share: their flags, and a configuration with overrides."""
 
 from __future__ import annotations
 
-import io
 import os
-import signal
-import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import resource
+from collections.abc import Sequence
 from typing import Annotated, TypeVar
 
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
+from lira_jax.commands.entry import Ended
 from lira_jax.commands.lists import LISTS
+from lira_jax.commands.streams import in_colours
 from lira_jax.errors import InputError
-from lira_jax.interrupts import Stopped, StopRequest, asked_to_end
 
 T = TypeVar("T")
+# On two cores XLA aborted at 2 GB and not at 3; threads' stacks and arenas are most of it.
+ADDRESS_SPACE, ADDRESS_SPACE_PER_CORE = 28 * 10**8, 10**8
 
 
 def _switch(words: list[str]) -> bool:
@@ -44,77 +44,60 @@ def parse(default: T, description: str, arguments: Sequence[str]) -> T:
 
     Help and usage errors end the program as usual, with codes 0 and 2. What is `tyro.MISSING` in
     the default must be given.
+
+    Raises:
+        InputError: a flag of the command itself, or a word, that is empty.
+        Ended: after help or a usage error.
     """
-    return tyro.cli(
-        type(default),
-        default=default,
-        description=description,
-        args=list(arguments),
-        use_underscores=True,
-        registry=LISTS,
-        config=(tyro.conf.FlagConversionOff,),
-    )
+    _refuse_empty_words(arguments)
+    try:
+        with in_colours():
+            return tyro.cli(
+                type(default),
+                default=default,
+                description=description,
+                args=list(arguments),
+                use_underscores=True,
+                registry=LISTS,
+                config=(tyro.conf.FlagConversionOff,),
+            )
+    except SystemExit as end:
+        raise Ended(end.code if isinstance(end.code, int) else 0) from None
+
+
+def refuse_small_address_space() -> None:
+    """Refuse a limit (`ulimit -v`) within which XLA cannot start its threads: it would abort the
+    process in the midst of the work.
+
+    Raises:
+        InputError: there is such a limit.
+    """
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    needed = ADDRESS_SPACE + (os.cpu_count() or 1) * ADDRESS_SPACE_PER_CORE
+    if limit != resource.RLIM_INFINITY and limit < needed:
+        raise InputError(
+            f"not enough memory: this process may have {limit / 1e9:.1f} GB of addresses "
+            f"(ulimit -v), and JAX needs {needed / 1e9:.1f} GB on this machine; raise the limit"
+        )
+
+
+def _refuse_empty_words(arguments: Sequence[str]) -> None:
+    """An unset variable of a shell is an empty word, which as a path would be the current folder.
+
+    Fields of the configuration, such as `--data.path ""`, may be empty.
+    """
+    for before, word in zip(("", *arguments), arguments, strict=False):
+        flag, separator, value = word.partition("=")
+        if not word.strip():
+            flag, value = before, word
+        elif not (flag.startswith("--") and separator):
+            continue
+        of_configuration = flag.startswith("--") and "." in flag and "=" not in flag
+        if not value.strip() and not of_configuration:
+            name = flag if flag.startswith("--") else "one of the words"
+            raise InputError(f"{name}: is empty; give it a value, or leave it out")
 
 
 def parse_ahead(default: T, arguments: Sequence[str]) -> T:
     """Parse a command line to see which run or file its defaults come from; no help is shown."""
     return parse(default, "", [word for word in arguments if word not in ("-h", "--help")])
-
-
-def _terminate(*_: object) -> None:
-    if not asked_to_end():
-        sys.exit(128 + signal.SIGTERM)
-
-
-def run_stage(stage: Callable[[Sequence[str]], None]) -> None:
-    """Run one stage on the command line's arguments; end the program with its exit code.
-
-    0: done. 2: bad input, one line on standard error. 130 and 143: stopped by Ctrl-C or SIGTERM.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal may lack – or ×
-            stream.reconfigure(errors="backslashreplace")
-    # Of its own, since process 1 of a container ignores a signal that it has no handler for.
-    StopRequest.latest = None
-    before = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        _end(*_outcome(stage))
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _outcome(stage: Callable[[Sequence[str]], None]) -> tuple[str, int]:
-    """What is left to say on standard error, and the exit code."""
-    try:
-        stage(sys.argv[1:])
-    except InputError as error:
-        return f"error: {error}", 2
-    except BrokenPipeError:  # whoever read the output, such as head, has gone
-        return "", 1
-    except OSError as error:
-        if error.filename is None:
-            raise
-        advice = "check this path and the disk, and run again"
-        return f"error: {error.filename}: {error.strerror}; {advice}", 2
-    except MemoryError as error:
-        return f"error: not enough memory ({error}); use fewer models or examples", 2
-    except Stopped as error:
-        return str(error), error.exit_code
-    except KeyboardInterrupt:
-        return "stopped", 130
-    return "", 0
-
-
-def _end(message: str, code: int) -> None:
-    try:
-        if message:
-            print(" ".join(message.splitlines()), file=sys.stderr, flush=True)
-        sys.stdout.flush()
-    except BrokenPipeError:  # as when Ctrl-C ends `| tee` first; the rest goes nowhere
-        code = code or 1
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):
-                os.dup2(nowhere, stream.fileno())
-    if code:
-        sys.exit(code)

@@ -11,7 +11,8 @@ from typing import Annotated
 import tyro
 
 from lira_jax import config
-from lira_jax.commands.parsing import Switch, parse, parse_ahead
+from lira_jax.commands import trusting
+from lira_jax.commands.parsing import Switch, parse, parse_ahead, refuse_small_address_space
 from lira_jax.config import Experiment, LabelOnlyConfig, ScoreConfig, TrustConfig
 from lira_jax.run import run_dir
 from lira_jax.storage import as_path
@@ -30,6 +31,8 @@ class Arguments:
             approximation. Scores come first where they are missing.
         shard: Share of the models to score, as for train.py.
         repair: Score models anew whose scores are damaged.
+        trust_code: Import and run code that the run's own config.toml names (data.name,
+            network.arch, trust.data_sets), as you have read it or made the run.
     """
 
     run: str
@@ -40,10 +43,12 @@ class Arguments:
     trust: TrustConfig = field(default_factory=TrustConfig)
     shard: str = "0/1"
     repair: Switch = False
+    trust_code: Switch = False
 
 
 def main(arguments: Sequence[str]) -> None:
-    run = parse_ahead(Arguments(""), arguments).run
+    ahead = parse_ahead(Arguments(""), arguments)
+    run, own = ahead.run, Experiment(trust=ahead.trust)
     experiment = run_dir.read_config(as_path(run)) if run else Experiment()
     default = Arguments(
         tyro.MISSING,
@@ -53,17 +58,20 @@ def main(arguments: Sequence[str]) -> None:
     )
     text = "Score every example under every shadow model of a run."
     parsed = parse(default, text, arguments)
-
-    from lira_jax import ensemble, scoring  # JAX starts slowly; --help need not wait for it
-    from lira_jax.label_only import asking
-    from lira_jax.trust import predicting
-
-    shard = ensemble.set_up(parsed.shard)
     experiment = config.check(
         dataclasses.replace(
             experiment, score=parsed.score, label_only=parsed.label_only, trust=parsed.trust
         )
     )
+    fields = ["data.name", "network.arch", *(["trust.data_sets"] if parsed.trust_asked else [])]
+    trusting.check(as_path(parsed.run), experiment, own, parsed.trust_code, fields)
+
+    refuse_small_address_space()
+    from lira_jax import ensemble, scoring  # JAX starts slowly; --help need not wait for it
+    from lira_jax.label_only import asking
+    from lira_jax.trust import predicting
+
+    shard = ensemble.set_up(parsed.shard)
     stages = [(parsed.ask, asking.query), (parsed.trust_asked, predicting.score)]
     for stage in [stage for asked, stage in stages if asked] or [scoring.score]:
         stage(experiment, as_path(parsed.run), shard=shard, repair=parsed.repair)

@@ -10,11 +10,14 @@ from typing import Annotated
 import tyro
 
 from lira_jax import config, config_file
-from lira_jax.commands.parsing import Switch, parse, parse_ahead
+from lira_jax.commands import trusting
+from lira_jax.commands.parsing import Switch, parse, parse_ahead, refuse_small_address_space
 from lira_jax.config import Experiment
 from lira_jax.errors import InputError
 from lira_jax.run import run_dir
 from lira_jax.storage import as_path
+
+_CODE = ("data.name", "network.arch")
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,9 @@ class Arguments:
         shard: Share of the models to train: `i/n`, counted from 0; `auto` reads Slurm's and
             Kubernetes' variables; `distributed` starts jax.distributed.
         repair: Train models with damaged checkpoints again, and write damaged masks anew.
+        trust_code: Import and run code that a run's own config.toml names (data.name,
+            network.arch), as you have read it or made the run: to continue a run without its
+            CONFIG.toml, or for defence.transfer_from.
     """
 
     run: str
@@ -36,6 +42,7 @@ class Arguments:
     )
     shard: str = "0/1"
     repair: Switch = False
+    trust_code: Switch = False
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -48,10 +55,16 @@ def main(arguments: Sequence[str]) -> None:
         experiment = run_dir.read_config(as_path(ahead.run)) if ahead.run else Experiment()
     default = Arguments(tyro.MISSING, experiment)
     parsed = parse(default, "Train the shadow models of an experiment.", arguments)
+    experiment = config.check(parsed.experiment)
+    # A CONFIG.toml that the user names is the user's own, as the rest of the command line.
+    own = ahead.experiment if ahead.config is None else experiment
+    trusting.check(as_path(parsed.run), experiment, own, parsed.trust_code, _CODE)
+    source = Path(experiment.defence.transfer_from).expanduser()
+    if experiment.defence.transfer_from and (source / run_dir.CONFIG).is_file():
+        trusting.check(source, run_dir.read_config(source), own, parsed.trust_code, _CODE)
 
+    refuse_small_address_space()
     from lira_jax import ensemble, training  # JAX starts slowly; --help need not wait for it
 
     shard = ensemble.set_up(parsed.shard)
-    training.train(
-        config.check(parsed.experiment), as_path(parsed.run), shard=shard, repair=parsed.repair
-    )
+    training.train(experiment, as_path(parsed.run), shard=shard, repair=parsed.repair)

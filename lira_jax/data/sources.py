@@ -15,7 +15,7 @@ from lira_jax.config import DataConfig
 from lira_jax.data import cifar, parquet, tfds
 from lira_jax.data.arrays import Arrays
 from lira_jax.errors import InputError
-from lira_jax.user_code import failure, import_function
+from lira_jax.user_code import import_function, running
 
 
 def read(config: DataConfig) -> tuple[str, str, Arrays]:
@@ -69,12 +69,8 @@ def _by_path(path: Path) -> Arrays:
 def _from_function(name: str, where: str) -> Arrays:
     """What the user's own "package.module:function" returns."""
     function = import_function(name, "data.name")
-    try:
+    with running(where, "it must work without arguments"):
         result = function()
-    except InputError:
-        raise
-    except Exception as error:  # whatever the user's code raises is bad input to us
-        raise failure(where, error, "it must work without arguments") from error
     if all(hasattr(result, field) for field in Arrays._fields):  # a Dataset
         return Arrays(*(getattr(result, field) for field in Arrays._fields))
     if isinstance(result, Mapping) and {"x_train", "y_train"} <= set(result):

@@ -27,7 +27,7 @@ from lira_jax.networks.convnet import ConvNet
 from lira_jax.networks.resnet import ResNet
 from lira_jax.networks.speed_net import SpeedNet
 from lira_jax.networks.wide_resnet import WideResNet
-from lira_jax.user_code import failure, import_function
+from lira_jax.user_code import import_function, running
 
 ARCHITECTURES: dict[str, Callable[..., nnx.Module]] = {
     "wide_resnet": WideResNet,
@@ -154,13 +154,10 @@ def build(
             **options,
         )
 
-    try:
+    where = f'network.arch = "{config.arch}" for images {image_shape}'
+    advice = "it takes image_shape, classes, depth, width, dtype, rngs and returns a nnx.Module"
+    with running(where, advice):
         abstract = nnx.eval_shape(lambda: module(jax.random.key(0)))
-    # A user's own function may raise anything.
-    except Exception as error:
-        where = f'network.arch = "{config.arch}" for images {image_shape}'
-        advice = "it takes image_shape, classes, depth, width, dtype, rngs and returns a nnx.Module"
-        raise failure(where, error, advice) from error
     abstract.set_attributes(
         lambda _, part: getattr(part, "conv_general_dilated", None) is CONV_GRADIENTS["vmap"],
         conv_general_dilated=CONV_GRADIENTS[conv_gradients],

@@ -35,8 +35,10 @@ from lira_jax.report.tables import (
     share_cell,
     value,
 )
+from lira_jax.run.result_folder import one_writer, replaced
 from lira_jax.storage import is_remote, write_text, write_whole
 
+_FIGURES, _TABLES = ("roc", "accuracy", "defences", "trade_off"), ("csv", "md", "tex")
 # Strong with few shadow models too, as small grids have.
 ATTACK = "lira-online-shrinkage"
 SCHEMA = 2
@@ -71,7 +73,8 @@ def compare(folders: Sequence[Path], out: Path) -> str:
 
     Raises:
         InputError: fewer than two runs, one twice or two of one name, one without results or with
-            results of another schema, an `out` that cannot be written.
+            results of another schema, an `out` that cannot be written, or that another process
+            writes to.
     """
     if len(folders) < 2:
         raise InputError(f"{len(folders)} run to compare; give two or more run directories")
@@ -96,10 +99,14 @@ def compare(folders: Sequence[Path], out: Path) -> str:
     pictures = {
         f"{name}.{kind}": files[kind] for name, files in drawn.items() for kind in ("pdf", "png")
     }
-    for name, text in texts.items():
-        write_text(out / name, text)
-    for name, content in pictures.items():
-        write_whole(out / name, methodcaller("write", content))
+    names = [f"{name}.{ending}" for name in ("compare", "trade_off") for ending in _TABLES]
+    names += [f"{name}.{kind}" for name in _FIGURES for kind in ("pdf", "png")]
+    stale = [name for name in names if name not in texts and name not in pictures]
+    with one_writer(out), replaced(out, list(texts), stale) as folder:
+        for name, content in pictures.items():
+            write_whole(folder / name, methodcaller("write", content))
+        for name, text in texts.items():
+            write_text(folder / name, text)
     lines = [to_text(tables["compare"][0])]
     if not known:
         lines.append("No run knows its accuracy (logits and labels), so accuracy.png is not drawn.")

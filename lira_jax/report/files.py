@@ -11,7 +11,6 @@ import numpy as np
 
 from lira_jax import figures
 from lira_jax.analysis import exposure
-from lira_jax.errors import InputError
 from lira_jax.evaluation.judging import Curve
 from lira_jax.figures import Missing
 from lira_jax.findings import Findings
@@ -26,8 +25,11 @@ from lira_jax.report.trust_tables import (
     trust_inputs_csv,
     trust_inputs_table,
 )
-from lira_jax.storage import is_remote, remove, write_text, write_whole
+from lira_jax.run.result_folder import replaced
+from lira_jax.storage import write_text, write_whole
 
+# What readers open first: missing wherever the other files may be of another attack.
+HEADS = ("metrics.json", "report.html")
 # Files that not every protocol and score set has.
 OPTIONAL = (
     "ablation.md", "ablation.tex", "label_only.csv", "label_only.md", "label_only.tex",
@@ -36,24 +38,8 @@ OPTIONAL = (
 )  # fmt: skip
 
 
-def prepare(out: Path) -> None:
-    """Make the folders, or say why not. An object store has none.
-
-    Raises:
-        InputError: a file in the way, or no right to write.
-    """
-    if is_remote(out):
-        return
-    try:
-        (out / "figures").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"{out}: cannot be made a folder ({error.strerror}); give another"
-        ) from None
-
-
 def write(findings: Findings, out: Path) -> list[str]:
-    """Write all that was found.
+    """Write all that was found, in place of what an earlier attack wrote.
 
     | file | what |
     |---|---|
@@ -74,15 +60,9 @@ def write(findings: Findings, out: Path) -> list[str]:
     Raises:
         InputError: the folder cannot be written.
     """
-    prepare(out)
     metrics = findings.metrics
     drawings = figures.draw(findings)
-    texts = {
-        "metrics.json": json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
-        "table.csv": tables.main_csv(metrics),
-        **text_tables(metrics),
-        "report.html": page.write_report(findings, drawings),
-    }
+    texts = {"table.csv": tables.main_csv(metrics), **text_tables(metrics)}
     if findings.vulnerability is not None:
         scored = findings.score_set
         texts["vulnerability.csv"] = exposure.as_csv(
@@ -96,17 +76,20 @@ def write(findings: Findings, out: Path) -> list[str]:
     of_labels = findings.label_only.curves if findings.label_only else {}
     named = {f"label_only.{name}": curve for name, curve in of_labels.items()}
     arrays = _curve_arrays({**findings.curves, **named})
-    write_whole(out / "roc.npz", lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
-    drawn = figures.write(drawings, out / "figures")
+    texts["report.html"] = page.write_report(findings, drawings)
+    texts["metrics.json"] = (
+        json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    )
     # What an earlier attack on other scores left, and this one has none of.
-    stale = [out / name for name in OPTIONAL if name not in texts]
+    stale = [name for name in OPTIONAL if name not in texts]
     for drawing in drawings:
         if isinstance(drawing, Missing):
-            stale += [out / "figures" / f"{drawing.name}.{kind}" for kind in ("pdf", "png")]
-    for path in stale:
-        remove(path)
-    for name, text in texts.items():
-        write_text(out / name, text)
+            stale += [f"figures/{drawing.name}.{kind}" for kind in ("pdf", "png")]
+    with replaced(out, HEADS, stale) as folder:
+        write_whole(folder / "roc.npz", lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
+        drawn = figures.write(drawings, folder / "figures")
+        for name, text in texts.items():
+            write_text(folder / name, text)
     return [*texts, "roc.npz", *(f"figures/{name}" for name in drawn)]
 
 

@@ -92,7 +92,7 @@ def latex_text(text: str) -> str:
 
 def to_text(table: Table) -> str:
     """The table in columns of plain text, its caption and notes below."""
-    rows = [list(table.heads), *([cell.whole for cell in row] for row in table.rows)]
+    rows = [list(table.heads), *([_one_line(cell.whole) for cell in row] for row in table.rows)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(table.heads))]
     rows.insert(1, ["-" * width for width in widths])
     lines = [

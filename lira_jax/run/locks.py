@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lira_jax.errors import InputError
-from lira_jax.storage import cannot_write, is_remote
+from lira_jax.storage import cannot_write, held, is_remote, refuse_deleted
 
 
 @contextmanager
@@ -45,4 +45,11 @@ def lock(path: Path, numbers: range, refusal: str) -> Iterator[None]:
                 "that no other process works on the same models",
                 flush=True,
             )
-        yield
+        held.add(path)
+        try:
+            yield
+        except (InputError, OSError):
+            refuse_deleted()  # of which the error may be but a consequence
+            raise
+        finally:
+            held.discard(path)

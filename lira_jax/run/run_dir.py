@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,7 +74,7 @@ def read_config(run: Path) -> Experiment:
             f"python train.py configs/digits.toml --run {shlex.quote(str(run))}"
         )
     experiment = config_file.load(run / CONFIG)
-    if not isinstance(read_versions(run).get("data_digest"), str):
+    if "data_digest" not in read_versions(run):
         raise InputError(
             f"{run / CONFIG}: truncated or foreign (no data_digest under [run]); "
             "put it back as training wrote it, or begin anew in another --run folder"
@@ -280,17 +279,7 @@ def read_versions(run: Path) -> dict[str, str]:
     Raises:
         InputError: it cannot be read, or holds anything but text.
     """
-    path = run / CONFIG
-    advice = "put it back as training wrote it"
-    foreign.check_regular(path, advice)
-    with foreign.reading(path, advice):
-        table = tomllib.loads(path.read_text(encoding="utf-8-sig")).get("run", {})
-    if not isinstance(table, dict):
-        raise InputError(f"{path}: run = {table!r}: must be a table; {advice}")
-    for key, value in table.items():
-        if not isinstance(value, str):
-            raise InputError(f"{path}: run.{key} = {value}: must be text; {advice}")
-    return table
+    return config_file.load_versions(run / CONFIG)
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:

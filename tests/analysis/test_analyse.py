@@ -89,7 +89,8 @@ def run(score_set, out, protocol: Protocol = "leave-block-out", **config):
 
 
 def files(folder):
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock-attack")
+    return sorted(str(path.relative_to(folder)) for path in paths)
 
 
 def drawn(names):

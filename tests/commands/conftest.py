@@ -37,6 +37,7 @@ batch_size = 50
 """
 
 STEPS = 20
+TRUST_CODE = "--trust-code"
 
 
 class Outcome(NamedTuple):
@@ -69,7 +70,7 @@ def made(tmp_path_factory, toml):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ensemble, "set_up", shards.parse)
         train.main([str(toml), "--run", str(run)])
-        score.main(["--run", str(run)])
+        score.main(["--run", str(run), TRUST_CODE])
     return run
 
 
@@ -88,18 +89,18 @@ def few_attacks(monkeypatch):
 
 @pytest.fixture
 def call(monkeypatch, capsys):
-    """Run a command as a process would, up to its exit code."""
-    from lira_jax.commands.parsing import run_stage
+    """Run a command as a process would, up to its exit code.
 
-    def call(command, *arguments):
+    The network of these runs is code, which they name themselves, and which is ours to trust.
+    """
+    from lira_jax.commands.entry import run_stage
+
+    def call(command, *arguments, trust_code=True):
         capsys.readouterr()
         name = command.__name__.rpartition(".")[2]
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
-        code = 0
-        try:
-            run_stage(command.main)
-        except SystemExit as end:
-            code = end.code
+        trusted = [TRUST_CODE] if trust_code and arguments and name in ("train", "score") else []
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments), *trusted])
+        code = run_stage(f"{command.__name__}:main")
         return Outcome(code, *capsys.readouterr())
 
     return call
@@ -109,9 +110,9 @@ def call(monkeypatch, capsys):
 def refused(call, tmp_path):
     """The one line with which a command refuses its input, leaving every file as it was."""
 
-    def refused(command, *arguments):
+    def refused(command, *arguments, **more):
         before = files_of(tmp_path)
-        code, _, err = call(command, *arguments)
+        code, _, err = call(command, *arguments, **more)
         assert files_of(tmp_path) == before
         assert err.startswith("error: ")
         assert len(err.splitlines()) == 1

@@ -420,7 +420,7 @@ def test_the_attack_refuses_what_it_cannot_do(refused, run, tmp_path):
     assert "attack.queries = 3" in message
     assert "holds 2 views; give at most 2" in message
     message = refused(attack, "--run", run, "--attack.queries", "-1")
-    assert message == "attack.queries = -1: must be at least 0"
+    assert message == "attack.queries = -1: must be at least 0 and at most 1000000000"
     file = tmp_path / "scores.npz"
     np.savez(file, scores=np.zeros((4, 8)), keep=np.zeros((4, 8), bool))
     assert "say where to write with --out DIR" in refused(attack, "--scores", file)
@@ -657,7 +657,7 @@ def test_a_run_in_an_object_store_is_bitwise_that_on_a_disk(
     prefix = "bucket/some/run/attack/"
     found = {name.removeprefix(prefix): x for name, x in store.items() if name.startswith(prefix)}
     on_disk = files_of(tmp_path / "attack")
-    assert found.keys() == on_disk.keys()
+    assert found.keys() == {name for name in on_disk if not name.startswith(".")}
     # All but what tells where the scores were.
     assert [name for name in found if found[name] != on_disk[name]] == [
         name for name in found if name in ("metrics.json", "report.html")
@@ -727,10 +727,9 @@ def test_a_terminal_without_our_letters_is_no_obstacle(call, run, monkeypatch):
 @pytest.mark.parametrize("command", main.COMMANDS)
 def test_the_installed_command_has_every_stage(command, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["/usr/bin/lira-jax", command, "--help"])
-    with pytest.raises(SystemExit) as end:
-        main.main()
+    main.main()
     out, err = capsys.readouterr()
-    assert (end.value.code, err) == (0, "")
+    assert err == ""
     assert out.startswith(f"usage: lira-jax {command} [-h]")
 
 

@@ -26,7 +26,7 @@ from lira_jax.label_only import answers
 from lira_jax.run import checkpoints, run_dir, score_files
 from lira_jax.storage import names
 from lira_jax.trust import outputs
-from tests.commands.conftest import STEPS
+from tests.commands.conftest import STEPS, TRUST_CODE
 from tests.commands.test_command_line import assert_same_run
 from tests.conftest import files_of
 
@@ -50,7 +50,8 @@ def start(cache, toml):
     begun = []
 
     def start(command, run, *words, **environment):
-        words = [*([toml, *OFTEN] if command == "train" else []), "--run", run, *words]
+        first = {"train": [toml, *OFTEN], "score": [TRUST_CODE]}.get(command, [])
+        words = [*first, "--run", run, *words]
         script = command if isinstance(command, Path) else f"{command}.py"
         process = subprocess.Popen(
             [sys.executable, script, *map(str, words)],

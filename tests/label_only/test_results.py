@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import attack
 from lira_jax import storage
+from lira_jax.commands import attack
 from lira_jax.evaluation import best_threshold, bootstrap, decisions
 from lira_jax.evaluation.wording import percent
 from lira_jax.figures import Drawing, Missing, label_only

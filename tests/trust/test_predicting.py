@@ -435,11 +435,11 @@ def test_inputs_that_no_model_can_take_are_named(trained, run, monkeypatch):
 
 
 def test_the_flag_predicts_after_scoring_what_is_missing(made, run, capsys):
-    import score  # needs more packages than the other tests here
+    from lira_jax.commands import score  # needs more packages than the other tests here
 
     before = (run / "scores.npy").read_bytes()
     (run / "scores.npy").unlink()
-    score.main(["--trust", "--run", str(run), "--trust.laplace", "False"])
+    score.main(["--trust", "--trust-code", "--run", str(run), "--trust.laplace", "False"])
     assert (run / "scores.npy").read_bytes() == before
     found = files(run)
     assert found == {name: content for name, content in files(made).items() if name in found}
@@ -453,7 +453,7 @@ def test_the_flag_predicts_after_scoring_what_is_missing(made, run, capsys):
 
 @pytest.mark.usefixtures("sketched")
 def test_attacks_take_the_predictions_of_the_run(made, run, monkeypatch):
-    import attack  # likewise
+    from lira_jax.commands import attack  # likewise
 
     shutil.copytree(made / "trust", run / "trust")
     attack.main(["--run", str(run), "--attack.temperatures", "fit"])
