@@ -42,7 +42,8 @@ accelerator: $(STAMP)
 	$(BIN)/python benchmarks/one_accelerator.py --minutes $(MINUTES) --data "$(DATA)" --out "$(OUT)"
 
 faults: $(STAMP)
-	LIRA_JAX_KILLS=20 $(BIN)/python -m pytest tests/commands/test_faults.py
+	LIRA_JAX_KILLS=20 LIRA_JAX_SIGNALS=20 $(BIN)/python -m pytest tests/commands/test_faults.py \
+		tests/commands/test_processes.py
 
 fuzz: $(STAMP)
 	$(BIN)/python -m tests.fuzz.run --count $(COUNT) --seed $(SEED)

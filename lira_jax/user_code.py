@@ -72,11 +72,14 @@ def running(where: str, advice: str) -> Iterator[None]:
     """
     try:
         yield
-    except InputError:
+    except (InputError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit, GeneratorExit) as error:
+    except BaseException as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        text = " ".join(str(error).split())
+        try:
+            text = " ".join(str(error).split())
+        except Exception:  # it, too, is the user's own code
+            text = "without a text"
         raise InputError(
             f"{where}: {type(error).__name__}: {text} ({frame.filename}, line {frame.lineno}); "
             f"{advice}"

@@ -71,12 +71,12 @@ def _from_function(name: str, where: str) -> Arrays:
     function = import_function(name, "data.name")
     with running(where, "it must work without arguments"):
         result = function()
-    if all(hasattr(result, field) for field in Arrays._fields):  # a Dataset
-        return Arrays(*(getattr(result, field) for field in Arrays._fields))
-    if isinstance(result, Mapping) and {"x_train", "y_train"} <= set(result):
-        return Arrays(*(result.get(field) for field in Arrays._fields[:4]))
-    if isinstance(result, (tuple, list)) and len(result) == 4:
-        return Arrays(*result)
+        if all(hasattr(result, field) for field in Arrays._fields):  # a Dataset
+            return Arrays(*(getattr(result, field) for field in Arrays._fields))
+        if isinstance(result, Mapping) and {"x_train", "y_train"} <= set(result):
+            return Arrays(*(result.get(field) for field in Arrays._fields[:4]))
+        if isinstance(result, (tuple, list)) and len(result) == 4:
+            return Arrays(*result)
     raise InputError(
         f"{where}: returned {type(result).__name__}; return (x_train, y_train, x_test, y_test), "
         "a mapping with these keys, or a lira_jax.data.datasets.Dataset"

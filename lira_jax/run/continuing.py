@@ -33,7 +33,9 @@ def differences(old: Experiment, new: Experiment) -> list[tuple[str, Any, Any]]:
     before, after = flatten(old), flatten(new)
     one, other = _trained_by(old), _trained_by(new)
     return [
-        (name, before[name], after[name]) for name in before if one.get(name) != other.get(name)
+        (name, before[name], after[name])
+        for name in before
+        if name in one and name in other and one[name] != other[name]
     ]
 
 

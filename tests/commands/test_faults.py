@@ -182,9 +182,9 @@ def asked(tmp_path_factory, toml):
     linear = toml.read_text().replace("small_networks:network", "fuzz.network:Linear")
     (folder / "some.toml").write_text(linear + ASKING)
     train.main([str(folder / "some.toml"), "--run", str(folder / "scored")])
-    score.main(["--run", str(folder / "scored")])
+    score.main(["--run", str(folder / "scored"), TRUST_CODE])
     shutil.copytree(folder / "scored", folder / "asked")
-    score.main(["--run", str(folder / "asked"), "--label-only", "--trust"])
+    score.main(["--run", str(folder / "asked"), "--label-only", "--trust", TRUST_CODE])
     return folder
 
 
@@ -209,11 +209,11 @@ QUICK_ATTACK = """
 import pytest
 from lira_jax.analysis import analyse
 from lira_jax.commands import attack
-from lira_jax.commands.parsing import run_stage
+from lira_jax.commands.entry import run_stage
 from tests.conftest import sketch
 sketch(pytest.MonkeyPatch())
 analyse.ATTACKS = {name: analyse.ATTACKS[name] for name in ("lira", "yeom")}
-run_stage(attack.main)
+raise SystemExit(run_stage("lira_jax.commands.attack:main"))
 """
 
 

@@ -14,6 +14,7 @@ from lira_jax import storage
 from lira_jax.commands import attack, score, train
 from lira_jax.progress import Progress
 from lira_jax.run import run_dir
+from tests.commands.conftest import TRUST_CODE
 from tests.commands.test_command_line import assert_same_run
 from tests.conftest import files_of
 
@@ -27,7 +28,7 @@ ALL_SCORES = ("--score.noisy_queries", 2, "--score.gradient_norm", True)
 def whole(made, tmp_path_factory):
     """The run of four models, with all that score.py can make of it."""
     run = shutil.copytree(made, tmp_path_factory.mktemp("whole") / "run")
-    score.main(["--run", str(run), *map(str, ALL_SCORES)])
+    score.main(["--run", str(run), TRUST_CODE, *map(str, ALL_SCORES)])
     return run
 
 
@@ -36,7 +37,7 @@ def other(whole, toml, tmp_path_factory):
     """The same of another seed."""
     run = tmp_path_factory.mktemp("other") / "run"
     train.main([str(toml), "--run", str(run), "--seed", "4"])
-    score.main(["--run", str(run), *map(str, ALL_SCORES)])
+    score.main(["--run", str(run), TRUST_CODE, *map(str, ALL_SCORES)])
     return run
 
 
@@ -325,8 +326,5 @@ def test_a_run_that_is_deleted_under_a_stage_is_said_to_be_gone_and_not_begun_ag
     monkeypatch.setattr(Progress, "warm_up", delete)
     code, _, err = call(command, *words, "--run", run)
     assert code == 2
-    last = err.splitlines()[-1]
-    assert last.startswith(
-        f"error: {run}: the run is gone (no config.toml): it was moved or deleted"
-    )
+    assert err.splitlines()[-1].startswith(f"error: {run}: is gone: deleted or moved while this ")
     assert not run.exists()

@@ -10,6 +10,7 @@ from random import Random
 from lira_jax import config, config_file, user_code
 from lira_jax.analysis import analyse
 from lira_jax.commands import attack, score, train
+from lira_jax.commands.entry import Ended
 from lira_jax.commands.parsing import parse
 from lira_jax.config import DataConfig, Experiment
 from lira_jax.data import datasets
@@ -193,7 +194,7 @@ def read_words(folder: Path) -> Values:
     command, *words = path.read_bytes().decode("utf-8", "surrogatepass").split("\x01")
     try:
         COMMANDS[command].main(words)
-    except SystemExit as end:
+    except Ended as end:
         if end.code == 0 and {"-h", "--help"} & set(words):  # that was asked for
             raise InputError("help") from None
         raise

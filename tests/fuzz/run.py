@@ -31,6 +31,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
+from lira_jax.commands.entry import Ended
 from lira_jax.errors import InputError
 from tests.fuzz.toolbox import ANY, MATERIAL, REFUSE, WHOLE, Surface, differs
 
@@ -113,7 +114,7 @@ class Worker:
             if error.filename is None:  # the command line has words for the others
                 return "failed", traceback.format_exc()
             message = f"{error.filename}: {error.strerror}"
-        except SystemExit as end:
+        except Ended as end:
             if end.code != 2:
                 return "failed", f"ended with {end.code!r}\n{traceback.format_exc()}"
             message = "usage"

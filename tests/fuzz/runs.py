@@ -66,6 +66,7 @@ examples = 20
 fit = 20
 laplace_samples = 3
 """
+TRUST = "--trust-code"  # the network is ours
 # The run that is disturbed, and those that its files are mixed up with.
 RUNS = {
     "run": {"seed": 3, "models": 4, "rate": 0.1},
@@ -85,8 +86,8 @@ def make_all(folder: Path, few: bool = False) -> None:
         toml, run = folder / f"{name}.toml", folder / name
         toml.write_text(EXPERIMENT.format(**RUNS[name], budget=0 if few else 80))
         train.main([str(toml), "--run", str(run)])
-        score.main(["--run", str(run)])
-        score.main(["--run", str(run), "--label-only", "--trust"])
+        score.main(["--run", str(run), TRUST])
+        score.main(["--run", str(run), "--label-only", "--trust", TRUST])
     (folder / WHOLE).touch()
 
 
@@ -271,8 +272,8 @@ def read_scored(*before: str) -> Callable[[Path], Values]:
         ensemble.set_up = shards.parse  # the devices of the first input are those of all
         run = str(folder / "run")
         if before:
-            train.main(["--run", run, *before[1:]])
-        score.main(["--run", run])
+            train.main(["--run", run, *before[1:], TRUST])
+        score.main(["--run", run, TRUST])
         return of_score_set(score_files.read_score_set(Path(run)))
 
     return read
