@@ -9,6 +9,7 @@ have a gap; what our own code raises stays a traceback, so only calls of librari
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -23,6 +24,7 @@ from lira_jax.errors import InputError, one_line
 # What is declared may be this many times the bytes that declare it before it counts as a bomb, once
 # it is large: deflate reaches 1,032, and real arrays, masks too, stay well below 100.
 RATIO, LARGE = 100, 2**28
+_OF_THE_MACHINE = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE)
 # A text file that describes data or results is never as large as this.
 _LONGEST_TEXT = 2**28
 
@@ -38,12 +40,15 @@ def reading(where: Path | str, advice: str, what: str = "not readable") -> Itera
 
     Raises:
         InputError: in place of any exception but InputError itself.
+        MemoryError, OSError: the machine lacks something or its disk fails, whatever the bytes are.
     """
     try:
         yield
-    except InputError:
+    except (InputError, MemoryError):
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+            raise
         raise InputError(f"{where}: {what} ({one_line(error)}); {advice}") from error
 
 
@@ -77,9 +82,11 @@ def read_json(path: Path, advice: str) -> Any:
     check_regular(path, advice)
     with reading(path, advice):
         with path.open("rb") as file:
-            text = file.read(_LONGEST_TEXT)
-            if file.read(1):
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            if size > _LONGEST_TEXT:
                 raise ValueError("too long")
+            text = file.read(size)
         return json.loads(text)
 
 

@@ -179,6 +179,8 @@ def finished_groups(stage: Stage, needed: Sequence[int]) -> list[Group]:
     keep, _ = run_dir.read_membership(run, experiment)
     if not np.array_equal(keep, data.keep):
         raise InputError(f"{run / run_dir.KEEP}: masks are not those of this run's seed")
+    if old := run_dir.unbound(run, run_dir.CHECKPOINTS):
+        print(f"{run}: written by an earlier version, so that nothing tells whose it is: {old}")
     models, steps = len(keep), experiment.train.total_steps(int(keep[0].sum()))
     finished, _ = checkpoints.plan(run, models, steps, models)
     trained = {n for group in finished for n in group.models}

@@ -34,6 +34,7 @@ _TRAILER = len(_MARK) + 64 + 1
 _ABOUT = re.compile(rb"\n(\{.*\})", re.DOTALL)
 _LONGEST = 2**16
 BESIDE = ".unfinished-"
+_UNFINISHED = re.compile(rf"{re.escape(BESIDE)}[0-9a-f]{{12}}-")
 _COPY = 2**22
 held: set[Path] = set()  # the locks of this process
 
@@ -193,16 +194,18 @@ def write_text(path: Path, text: str) -> None:
     write_whole(path, lambda file: file.write(text.encode()))
 
 
-def sweep(folder: Path) -> None:
-    """Remove what killed processes left half written anywhere below a folder: what none locks."""
+def sweep(folder: Path, *, below: bool = True) -> None:
+    """Remove what killed processes left half written in a folder, and below: what none locks."""
     if is_remote(folder):
         return
-    for where, _, files in os.walk(folder):
-        for name in files:
-            if name.startswith(BESIDE):
-                with suppress(OSError), (Path(where) / name).open("rb") as file:
+    for where, folders, files in os.walk(folder):
+        for path in [Path(where) / name for name in files if _UNFINISHED.match(name)]:
+            if path.is_file() and not path.is_symlink():
+                with suppress(OSError), path.open("rb") as file:
                     if _lock(file):
-                        (Path(where) / name).unlink(missing_ok=True)
+                        path.unlink(missing_ok=True)
+        if not below:
+            folders.clear()
 
 
 def write_checked(
@@ -258,6 +261,21 @@ def _says_at_end(content: bytes) -> tuple[int, dict[str, Any] | None]:
     return (len(content), None) if says is None else (start, says)
 
 
+def says_of(path: Path) -> dict[str, Any] | None:
+    """What any file of `write_checked` says about itself, whose content is not read.
+
+    Raises:
+        InputError: it is no file.
+        OSError: it is missing or not given.
+    """
+    if not is_remote(path):
+        foreign.check_regular(path)
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _LONGEST - _TRAILER))
+        return _says_at_end(file.read()[:-_TRAILER])[1]
+
+
 def _parsed(tail: bytes) -> dict[str, Any] | None:
     match = _ABOUT.fullmatch(tail)
     try:
@@ -282,10 +300,14 @@ def refuse_other(
     for key, expected in json.loads(json.dumps(about)).items() if says is not None else ():
         there = says.get(key) if says is not None else None
         if there != expected:
-            reason = f"its {key} are {there}, not {expected}: it is another file than its name says"
+            reason, wrong = f"its {key} are {there}, not {expected}: it was renamed", "it"
             if key == "run":
                 reason = "belongs to another run than the config.toml of this one, or that does"
-            raise InputError(f"{path}: {reason}; put the right one back, or delete it and {remedy}")
+            elif key == "settings":
+                reason, wrong = f"made with {there}, and the record beside tells {expected}", "both"
+            raise InputError(
+                f"{path}: {reason}; put the right one back, or delete {wrong} and {remedy}"
+            )
 
 
 def write_array(path: Path, array: np.ndarray, about: Mapping[str, Any] | None = None) -> None:
@@ -401,22 +423,6 @@ def _mapped(path: Path, remedy: str) -> tuple[np.memmap, dict[str, Any] | None]:
     return array, says
 
 
-def says_of(path: Path, remedy: str) -> dict[str, Any] | None:
-    """What an array's file says about itself, whose numbers are not read; None if it says nothing,
-    as those of earlier versions.
-
-    Raises:
-        InputError: missing, or no array of `write_array` or `write_rows`.
-    """
-    if is_remote(path):
-        with _local_copy(path, remedy) as local:
-            return _mapped(local, remedy)[1]
-    if not path.exists():
-        raise InputError(f"{path}: no such file; {remedy}")
-    foreign.check_regular(path, f"delete it and {remedy}")
-    return _mapped(path, remedy)[1]
-
-
 def array_shape(path: Path) -> tuple[int, ...]:
     """The shape of an array of `write_array` or `write_rows`, whose numbers are not read.
 
@@ -484,7 +490,7 @@ def _local_copy(path: Path, remedy: str) -> Iterator[Path]:
 def remove(path: Path) -> None:
     """Remove a file or a folder with all it holds, if it is there."""
     with suppress(FileNotFoundError):  # another process may be removing it too
-        if not path.is_dir():
+        if not path.is_dir() or (not is_remote(path) and path.is_symlink()):
             path.unlink()
         elif is_remote(path):
             path.rmtree()  # type: ignore[attr-defined]

@@ -4,7 +4,7 @@ One score of 1e6 among 100,000 spoils every mean and variance that it is in, and
 floor that examples share it spoils an attack on all of them (docs/methods.md, 3.16). Of an
 example's scores φ under a view, over all models, c is the median, and m the median of |φ − c| in
 units of a Gaussian's σ. Over examples, M is the median of c, S how far the farther ones' c are from
-it, and s the spread m of the noisier ones. Then, per view:
+it, and s the spread m of the noisier ones, or LEAST if that is more. Then, per view:
 
 - a *score* is absurd where |φ − c| > FAR · max(m, s). It is put at NEAR · max(m, s), where the
   farthest honest ones are, on its side: a leak that shows in such scores still shows;
@@ -40,6 +40,9 @@ FAR, NEAR = 50.0, 10.0
 # S and s are of this quantile over examples: most of them may be saturated, with hardly a spread.
 NOISIER = 0.9
 SHARE = 0.5
+# In units of φ. Where models are so sure that most scores hardly vary, the few that do may be the
+# leak itself.
+LEAST = 1.0
 # Scores, and examples, that are named; all are counted.
 NAMED = 5
 
@@ -55,7 +58,7 @@ class Outliers:
         farthest: NAMED of these at most, the farthest first: model, example, view, int [L, 3].
         centre: c, [E, Q].
         spread: m, [E, Q].
-        usual: s, [Q]; infinite where too few scores vary to call any absurd.
+        usual: s, [Q].
         middle: M, [Q].
         reach: max(S, s), [Q].
     """
@@ -106,8 +109,7 @@ def find(score_set: ScoreSet, queries: int = 0) -> Outliers:
 
     for _ in map_chunks(describe, scores, queries):
         pass
-    usual = np.quantile(spread, NOISIER, axis=0)
-    usual[usual == 0] = np.inf
+    usual = np.maximum(np.quantile(spread, NOISIER, axis=0), LEAST)
     middle = np.median(centre, axis=0)
     reach = np.quantile(np.abs(centre - middle), NOISIER, axis=0) / norm.ppf((1 + NOISIER) / 2)
     found = Outliers(
@@ -225,9 +227,7 @@ def _drawn_in(
 ) -> Float[np.ndarray, "*S"]:
     """Distances with their signs; those beyond FAR units are NEAR units."""
     absurd = np.abs(away) > FAR * unit
-    # An infinite unit, beyond which nothing is, must not meet a sign of 0.
-    near = NEAR * np.where(absurd, unit, 0.0)
-    return np.where(absurd, np.sign(away) * near, away)
+    return np.where(absurd, np.sign(away) * NEAR * unit, away)
 
 
 def as_json(
@@ -351,7 +351,7 @@ def _examples(told: Mapping[str, Any]) -> str:
     if not told["taken_as_they_are"]:
         text += f" {'Their' if many else 'Its'} scores were drawn in, standing to each other as "
         text += "before."
-    return f"{text} Look at {'them' if many else 'it'}, and remove what is no real example."
+    return f"{text} Look at {'them' if many else 'it'}: what is no real example is to be removed."
 
 
 def _models_named(numbers: list[int]) -> str:

@@ -29,7 +29,7 @@ from lira_jax.report import terminal
 from lira_jax.run import run_dir, score_files
 from lira_jax.run.result_folder import one_writer, replaced
 from lira_jax.score_set import ScoreSet
-from lira_jax.storage import as_path
+from lira_jax.storage import as_path, is_remote
 from lira_jax.trust import outputs
 
 
@@ -205,7 +205,17 @@ def _read_scores(parsed: Scores) -> ScoreSet:
 
 
 def _out(parsed: Scores, name: str) -> Path:
-    return as_path(parsed.out) if parsed.out else as_path(str(parsed.run)) / name
+    """Where results go.
+
+    Raises:
+        InputError: into a run, where a link of its maker's would lead elsewhere.
+    """
+    if parsed.out:
+        return as_path(parsed.out)
+    out = as_path(str(parsed.run)) / name
+    if not is_remote(out) and out.is_symlink():
+        raise InputError(f"{out}: is a link; if you trust where it leads, give it with --out")
+    return out
 
 
 def _not_asked(run: Path) -> InputError:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from lira_jax import config, config_file
+from lira_jax import config, config_file, foreign
 from lira_jax.commands import trusting
 from lira_jax.commands.parsing import Switch, parse, parse_ahead, refuse_small_address_space
 from lira_jax.config import Experiment
@@ -59,8 +59,11 @@ def main(arguments: Sequence[str]) -> None:
     # A CONFIG.toml that the user names is the user's own, as the rest of the command line.
     own = ahead.experiment if ahead.config is None else experiment
     trusting.check(as_path(parsed.run), experiment, own, parsed.trust_code, _CODE)
-    source = Path(experiment.defence.transfer_from).expanduser()
-    if experiment.defence.transfer_from and (source / run_dir.CONFIG).is_file():
+    where = f'defence.transfer_from = "{experiment.defence.transfer_from}"'
+    with foreign.reading(where, "give a run directory", "no usable path"):
+        source = Path(experiment.defence.transfer_from).expanduser()
+        is_run = (source / run_dir.CONFIG).is_file()
+    if experiment.defence.transfer_from and is_run:
         trusting.check(source, run_dir.read_config(source), own, parsed.trust_code, _CODE)
 
     refuse_small_address_space()

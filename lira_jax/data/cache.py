@@ -58,8 +58,12 @@ def _key(files: Mapping[str, Path]) -> str:
     for name, file in sorted(files.items()):
         foreign.check_regular(file, "remove it, or put the file itself there")
         with foreign.reading(file, "check its rights", "cannot be read"), file.open("rb") as handle:
-            content = hashlib.file_digest(handle, "sha256").hexdigest()
-        key.update(f"\n{name}\n{content}".encode())
+            # Not more than it has: some files of the system have no end.
+            content, left = hashlib.sha256(), file.stat().st_size
+            while left and (block := handle.read(min(left, 2**22))):
+                content.update(block)
+                left -= len(block)
+        key.update(f"\n{name}\n{content.hexdigest()}".encode())
     return key.hexdigest()
 
 
@@ -71,7 +75,7 @@ def _write_cache(folder: Path, arrays: Arrays) -> None:
         about: dict[str, Any] = {"classes": arrays.classes}
         for field in Arrays._fields[:4]:
             array = getattr(arrays, field)
-            write_array(new / f"{field}.npy", array)
+            write_array(new / f"{field}.npy", array, {"source": folder.name, "holds": field})
             about[field] = [str(array.dtype), *array.shape]
         text = json.dumps(about).encode()
         write_checked(new / "about.json", operator.methodcaller("write", text))
@@ -89,5 +93,6 @@ def _read_cache(folder: Path) -> Arrays:
         arrays = {}
         for field in Arrays._fields[:4]:
             dtype, *shape = about[field]
-            arrays[field] = read_array(folder / f"{field}.npy", dtype, shape, _REMEDY)
+            own = {"source": folder.name, "holds": field}
+            arrays[field] = read_array(folder / f"{field}.npy", dtype, shape, _REMEDY, own)
         return Arrays(**arrays, classes=about["classes"] and tuple(about["classes"]))

@@ -86,8 +86,8 @@ def query(
                 "--label_only.examples 0 --label_only.boundary_examples 0"
             )
     _check_models(run, asked)
-    for task in tasks if not repair else ():
-        parts.check_settings(folder, task.product)
+    if not repair:
+        parts.check_all_settings(folder, [task.product for task in tasks])
     scoring.score(experiment, run, devices, shard, repair=repair)
 
     def begin() -> None:

@@ -21,11 +21,11 @@ import numpy as np
 
 from lira_jax import foreign
 from lira_jax.errors import InputError
-from lira_jax.run.run_dir import CHECKPOINTS, as_ranges, binding
+from lira_jax.run.run_dir import CHECKPOINTS, MOST_MODELS, as_ranges, binding
 from lira_jax.storage import names, read_checked, remove, write_checked
 
 _FOREIGN = "not of this network"
-_NAME = re.compile(r"models_(\d+)-(\d+)_step_(\d+)\.npz")
+_NAME = re.compile(r"models_(\d{1,9})-(\d{1,9})_step_(\d{1,18})\.npz")
 
 
 @dataclass(frozen=True, order=True)
@@ -56,7 +56,8 @@ def _path(run: Path, group: Group) -> Path:
 def _files(run: Path) -> list[Group]:
     """A group for every checkpoint file, in order of models and steps."""
     matches = map(_NAME.fullmatch, names(run / CHECKPOINTS))
-    return sorted(Group(*map(int, match.groups())) for match in matches if match)
+    groups = sorted(Group(*map(int, match.groups())) for match in matches if match)
+    return [group for group in groups if group.first <= group.last < MOST_MODELS]
 
 
 def saved_groups(run: Path) -> list[Group]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lira_jax import foreign
 from lira_jax.errors import InputError
 from lira_jax.storage import cannot_write, held, is_remote, refuse_deleted
 
@@ -28,7 +30,9 @@ def lock(path: Path, numbers: range, refusal: str) -> Iterator[None]:
         import fcntl  # not on Windows
 
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("ab")
+        foreign.check_regular(path, "remove it")
+        # Through no link: it may lead anywhere.
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+b")
     except ImportError:
         yield
         return

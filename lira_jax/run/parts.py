@@ -185,6 +185,24 @@ def check_settings(folder: Path, product: Product, *, repair: bool = False) -> N
             )
 
 
+def check_all_settings(folder: Path, products: Sequence[Product]) -> None:
+    """Refuse before anything is made what `check_settings` refuses of any product, all at once.
+
+    Raises:
+        InputError: some were made with other settings, or with unknown ones.
+    """
+    refused = []
+    for product in products:
+        try:
+            check_settings(folder, product)
+        except InputError as error:
+            refused.append((product.name, str(error)))
+    if refused:
+        others = ", ".join(name for name, _ in refused[1:])
+        more = f"; likewise {others}: to make all anew, delete {folder}" * bool(others)
+        raise InputError(refused[0][1] + more)
+
+
 def _refuse_dangling(path: Path, remedy: str) -> None:
     if not is_remote(path) and path.is_symlink() and not path.exists():
         raise InputError(

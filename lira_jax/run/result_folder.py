@@ -11,7 +11,7 @@ from lira_jax import storage
 from lira_jax.errors import InputError
 from lira_jax.run.locks import lock
 
-LOCK = ".lock-attack"
+LOCK, FIGURES = ".lock-attack", "figures"
 _MADE = f"{storage.BESIDE}results-"
 
 
@@ -33,12 +33,18 @@ def one_writer(out: Path) -> Iterator[None]:
         raise InputError(
             f"{out}: cannot be made a folder ({error.strerror}); give another"
         ) from None
+    if (out / FIGURES).is_symlink():
+        raise InputError(
+            f"{out / FIGURES}: is a link, and what is there would be overwritten; remove it"
+        )
     refusal = (
         f"{out}: another attack.py is at work in this folder; wait for it or stop it, or give "
         "--out another"
     )
     with lock(out / LOCK, range(1), refusal):
-        storage.sweep(out)
+        # Not further below: it may be any folder of the user's.
+        for folder in (out, out / FIGURES):
+            storage.sweep(folder, below=False)
         for name in storage.names(out):
             if name.startswith(_MADE):
                 storage.remove(out / name)

@@ -29,8 +29,8 @@ LABELS = "labels.npy"
 CHECKPOINTS = "checkpoints"
 TRAIN_LOG = "train_log"
 _RETRAIN = "run train.py again, or give train.py --repair True"
-# More than any run has; a log that tells of more is foreign.
-_MOST_MODELS = 10**6
+# More than any run has; files that tell of more are foreign.
+MOST_MODELS = 10**6
 # What config.toml holds the SHA-256 of under [run], beside versions.
 DIGESTS = {
     "data_digest": "the data",
@@ -69,6 +69,7 @@ def read_config(run: Path) -> Experiment:
         InputError: the folder holds no run, or its config.toml is damaged.
     """
     if not (run / CONFIG).is_file():
+        _refuse_without_config(run)
         raise InputError(
             f"{run}: holds no run (no {CONFIG}); begin one with "
             f"python train.py configs/digits.toml --run {shlex.quote(str(run))}"
@@ -80,6 +81,15 @@ def read_config(run: Path) -> Experiment:
             "put it back as training wrote it, or begin anew in another --run folder"
         )
     return configs.check(experiment)
+
+
+def _refuse_without_config(run: Path) -> None:
+    """Refuse a run that has lost its configuration, without which nothing tells what it is."""
+    if left := [name for name in (KEEP, LABELS, CHECKPOINTS) if (run / name).exists()]:
+        raise InputError(
+            f"{run}: holds {' and '.join(left)}, but no {CONFIG}; put it back, or give --run "
+            "another folder to begin anew"
+        )
 
 
 def read_membership(
@@ -181,6 +191,7 @@ def prepare(
                     f"before, {now[:12]}… now); restore them or use another --run folder"
                 )
     elif files:
+        _refuse_without_config(run)
         raise InputError(
             f"{run}: is not empty and holds no run (no {CONFIG}); give --run a new folder"
         )
@@ -246,31 +257,46 @@ def _refuse_foreign_config(run: Path, own: str) -> None:
     """Refuse a config.toml that is not the run's own: to repair a run by it would throw all away.
 
     Raises:
-        InputError: masks and labels both say that they are of one and the same other run.
+        InputError: masks, labels and checkpoints, as far as they say which run's they are, all say
+            another.
     """
-    others = set()
-    for name in (KEEP, LABELS):
-        try:
-            says = storage.says_of(run / name, _RETRAIN)
-        except InputError:  # which is told, or repaired, by whoever reads it
-            return
-        others.add(None if says is None else says.get("run"))
-    if len(others) == 1 and not others & {None, own}:
+    checkpoints = [f"{CHECKPOINTS}/{name}" for name in names(run / CHECKPOINTS)]
+    others = {name: _run_of(run / name) for name in (KEEP, LABELS, *checkpoints)}
+    telling = [name for name, other in others.items() if other is not None]
+    if telling and own not in others.values():
         raise InputError(
-            f"{run / CONFIG}: is of another run than {KEEP} and {LABELS} beside it, or was "
+            f"{run / CONFIG}: is of another run than {' and '.join(telling[:2])} beside it, or was "
             "changed; put it back as it was, or use another --run folder"
         )
 
 
-def unbound(run: Path, files: Sequence[str]) -> list[str]:
-    """Those of some arrays of a run that do not say which run they belong to, as those of earlier
-    versions; files that are missing are left out.
+def _run_of(path: Path) -> str | None:
+    """The run that a file says it belongs to; None where it says nothing that can be read."""
+    try:
+        says = storage.says_of(path)
+    except (InputError, OSError):  # which is told, or repaired, by whoever reads it
+        return None
+    return None if says is None else says.get("run")
 
-    Raises:
-        InputError: a foreign file.
+
+def unbound(run: Path, *folders: str) -> str:
+    """Arrays and checkpoints that do not say which run they belong to, as those of earlier
+    versions, in words; empty if all do.
+
+    Args:
+        folders: of the run, to look in; empty for the run itself.
     """
-    there = [name for name in files if (run / name).exists()]
-    return [name for name in there if storage.says_of(run / name, _RETRAIN) is None]
+    words = []
+    for folder in folders:
+        paths = [
+            run / folder / name for name in names(run / folder) if name[-4:] in (".npy", ".npz")
+        ]
+        silent = [path.name for path in paths if path.is_file() and _run_of(path) is None]
+        if folder and silent:
+            words.append(f"{len(silent)} files in {folder}/")
+        elif silent:
+            words += silent
+    return ", ".join(words)
 
 
 def read_versions(run: Path) -> dict[str, str]:
@@ -321,7 +347,7 @@ def read_log_file(path: Path) -> list[dict[str, Any]]:
         with foreign.reading(place, advice, what):
             record = json.loads(line)
             first, last = record["models"]
-            if not 0 <= first <= last < _MOST_MODELS or record["epoch"] < 0:
+            if not 0 <= first <= last < MOST_MODELS or record["epoch"] < 0:
                 raise InputError(f"{place}: {what}; {advice}")
         records.append(record)
     return records

@@ -106,7 +106,7 @@ def scored_with(run: Path) -> list[str]:
     Raises:
         InputError: a foreign file.
     """
-    says = says_of(run / SCORES, "run score.py again") if (run / SCORES).exists() else None
+    says = says_of(run / SCORES) if (run / SCORES).exists() else None
     return [str(text) for text in (says or {}).get("made_with", ())]
 
 
@@ -132,7 +132,7 @@ def read_score_set(run: Path) -> ScoreSet:
         n
         for guarded in (False, True)
         for first, last in parts_of(run, phi(0, 0, guarded))
-        for n in range(first, last + 1)
+        for n in range(first, min(last + 1, models))
     }
     own = {"run": identity(run)}
     whole = 0
@@ -176,10 +176,11 @@ def read_score_set(run: Path) -> ScoreSet:
 
     _check_masks(run, experiment, keep)
     _check_phi(run, scores, logits, labels)
-    if old := unbound(run, [KEEP, LABELS, SCORES, LOGITS]):
+    if old := unbound(run, "", "label_only", "trust"):
         say(
-            f"{run}: {', '.join(old)} were written by an earlier version and do not say which run "
-            "they belong to; they were held against the seed and each other instead",
+            f"{run}: written by an earlier version, so that it does not say which run it belongs "
+            f"to: {old}; masks are held against the seed, and scores against logits and labels, "
+            "but nothing tells of the rest",
             "stderr",
         )
     return ScoreSet(
@@ -218,6 +219,11 @@ def _check_phi(
     labels: Int32[np.ndarray, "E"],
 ) -> None:
     """Refuse scores that are not φ of the logits and labels beside them, on some examples."""
+    if 0 in scores.shape:
+        raise InputError(
+            f"{run / SCORES}: holds {list(scores.shape)}, no scores; delete it and run score.py "
+            "again"
+        )
     chosen = np.arange(0, len(labels), -(-len(labels) // _HELD))
     some = np.asarray(logits[:, chosen], np.float64)
     if labels.min() < 0 or labels.max() >= logits.shape[2]:
@@ -228,7 +234,7 @@ def _check_phi(
     off = np.abs(scores[:, chosen, 0] - logit_scaled(some, labels[chosen]))
     # Both are rounded to float32, φ from logits of which the largest loses most.
     allowed = 1e-3 + 1e-4 * np.abs(some).max(axis=-1)
-    bad = np.argwhere(~(off <= allowed))
+    bad = np.argwhere(off > allowed)  # what is not finite is refused with all other values
     if len(bad):
         model, example = int(bad[0][0]), int(chosen[bad[0][1]])
         raise InputError(

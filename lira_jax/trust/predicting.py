@@ -73,8 +73,8 @@ def score(
     plain = [*([gathered.fit] if gathered.fit else []), *gathered.kinds]
     tasks = _tasks(stage, plain, gathered.kinds)
     finished = inference.finished_groups(stage, shard.models(models))
-    for task in tasks if not repair else ():
-        parts.check_settings(folder, task.product)
+    if not repair:
+        parts.check_all_settings(folder, [task.product for task in tasks])
     scoring.score(experiment, run, devices, shard, repair=repair)
 
     def begin() -> None:

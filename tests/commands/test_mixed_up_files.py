@@ -3,6 +3,7 @@ stage meets them, with words that lead back to the run as it was."""
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -136,7 +137,9 @@ def test_arrays_of_one_run_under_each_others_names_are_refused(run, whole, refus
 def test_noisy_queries_of_other_settings_than_their_record_tells_are_refused(run, refused):
     path = run / "merlin.json"
     path.write_text(path.read_text().replace("0.02", "0.03"))
-    assert "merlin.npy: its settings are" in refused(attack, "--run", run)
+    message = refused(attack, "--run", run)
+    assert "merlin.npy: made with" in message
+    assert "put the right one back, or delete both and run score.py" in message
 
 
 def test_a_checkpoint_of_another_run_is_refused_and_trained_again(
@@ -229,7 +232,8 @@ def old(run):
 def test_a_run_of_an_earlier_version_is_read_and_says_so(old, whole, call):
     code, _, err = call(attack, "--run", old)
     assert code == 0
-    assert f"{old}: keep.npy, labels.npy, scores.npy, logits.npy were written by an earlier" in err
+    assert f"{old}: written by an earlier version, so that it does not say which run it" in err
+    assert "to: gradient_norm.npy, keep.npy, labels.npy, logits.npy, merlin.npy, scores.npy" in err
     assert call(train, "--run", old).code == call(score, "--run", old).code == 0
     figures = [
         (call(attack, "--run", folder, "--out", folder / "out"), (folder / "out/table.csv"))[1]
@@ -328,3 +332,105 @@ def test_a_run_that_is_deleted_under_a_stage_is_said_to_be_gone_and_not_begun_ag
     assert code == 2
     assert err.splitlines()[-1].startswith(f"error: {run}: is gone: deleted or moved while this ")
     assert not run.exists()
+
+
+# What a review found.
+
+
+def test_a_configuration_of_another_run_is_found_by_checkpoints_where_masks_are_gone(
+    run, whole, other, refused
+):
+    """And nothing that was trained is thrown away."""
+    shutil.copy(other / "config.toml", run / "config.toml")
+    (run / "keep.npy").unlink()
+    for words in ((), ("--repair",)):
+        message = refused(train, "--run", run, *words)
+        assert message.startswith(f"{run}/config.toml: is of another run than labels.npy and check")
+    shutil.copy(whole / "config.toml", run / "config.toml")
+
+
+def test_a_run_that_lost_its_configuration_is_told_so_and_not_begun_anew(run, refused, toml):
+    (run / "config.toml").unlink()
+    for command, *words in ((attack,), (score,), (train, toml)):
+        message = refused(command, *words, "--run", run)
+        assert "holds keep.npy and labels.npy and checkpoints, but no config.toml" in message
+
+
+def test_a_checkpoint_that_says_nothing_is_scored_with_a_word(run, other, call):
+    name = "checkpoints/models_00000-00001_step_20.npz"
+    content = storage.read_checked(other / name, "")
+    storage.write_checked(run / name, lambda file: file.write(content))
+    (run / "scores.npy").unlink()
+    code, out, _ = call(score, "--run", run)
+    assert code == 0
+    assert (
+        f"{run}: written by an earlier version, so that nothing tells whose it is: 1 files" in out
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "score_parts/scores_00004-99999999999.npy",
+        "checkpoints/models_00002-300000000_step_1.npz",
+    ],
+)
+def test_a_name_that_claims_too_much_costs_nothing(run, call, name):
+    (run / name).parent.mkdir(exist_ok=True)
+    (run / name).touch()
+    for command in (attack, score):
+        assert call(command, "--run", run).code == 0
+
+
+def test_scores_of_no_view_are_refused(old, refused):
+    storage.write_array(old / "scores.npy", np.zeros((4, 120, 0), np.float32))
+    assert "scores.npy: holds [4, 120, 0], no scores" in refused(attack, "--run", old)
+
+
+def test_results_are_not_written_through_a_link_of_a_run(run, refused, call, tmp_path):
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (run / "attack").symlink_to(victim)
+    assert "attack: is a link; if you trust" in refused(attack, "--run", run)
+    assert call(attack, "--run", run, "--out", victim).code == 0  # as the message says
+
+
+@pytest.mark.parametrize(
+    "name", ["attack/.lock-attack", "attack/.unfinished-0123456789ab-x", ".lock-score"]
+)
+def test_pipes_in_place_of_our_own_files_do_not_hang(run, call, name):
+    (run / name).parent.mkdir(exist_ok=True)
+    (run / name).unlink(missing_ok=True)
+    os.mkfifo(run / name)
+    code, _, err = call(score if "score" in name else attack, "--run", run)
+    assert code == (0 if "unfinished" in name else 2), err
+
+
+def test_a_lock_is_taken_through_no_link(run, refused, tmp_path):
+    (run / ".lock-score").unlink()
+    (run / ".lock-score").symlink_to(tmp_path / "outside")
+    assert ".lock-score: " in refused(score, "--run", run)
+    assert not (tmp_path / "outside").exists()
+
+
+def test_files_of_others_are_not_swept(run, call, tmp_path):
+    home = tmp_path / "home"
+    (home / "other").mkdir(parents=True)
+    for path in (home / ".unfinished-novel.txt", home / "other/.unfinished-0123456789ab-x"):
+        path.write_text("chapter 1")
+    assert call(attack, "--run", run, "--out", home).code == 0
+    assert (home / ".unfinished-novel.txt").exists()
+    assert (home / "other/.unfinished-0123456789ab-x").exists()
+
+
+def test_repair_removes_nothing_for_lack_of_memory(run, whole, call, monkeypatch):
+    def nothing_left(*_, **__):
+        raise MemoryError("out of memory")
+
+    (run / "scores.npy").unlink()
+    before = files_of(run / "checkpoints")
+    monkeypatch.setattr(np, "load", nothing_left)
+    code, _, err = call(train, "--run", run, "--repair")
+    assert code == 2
+    assert "not enough memory" in err
+    assert files_of(run / "checkpoints") == before

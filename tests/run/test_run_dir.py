@@ -288,7 +288,7 @@ storage.write_whole(Path({str(run)!r}) / "score_parts" / "a.npy", write)
     writer = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    (run / ".unfinished-0-b.npy").touch()
+    (run / ".unfinished-0123456789ab-b.npy").touch()
     try:
         assert writer.stdout.readline() == "writing\n"
         with run_dir.lock(run, "score", range(2)):
