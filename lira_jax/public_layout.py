@@ -17,6 +17,7 @@ logits under the first view, are copied once into unnamed temporary files and ma
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 from collections.abc import Iterable
@@ -161,7 +162,7 @@ def _newest(path: Path, folders: list[Path], labelled: bool) -> tuple[str, bool,
 def _open(file: Path, kinds: str, what: str) -> np.ndarray:
     """Memory-map an array whose type is of one of these kinds."""
     if not file.exists():
-        raise InputError(f"{file}: no such file; an experiment needs it")
+        raise InputError(f"{file}: no such file, or a link to none; put it there")
     array = map_npy(file, "make it again by the public code, or remove that experiment")
     if array.dtype.kind not in kinds or array.dtype.itemsize > 8:
         raise InputError(f"{file}: holds {array.dtype}; {what}")
@@ -169,7 +170,7 @@ def _open(file: Path, kinds: str, what: str) -> np.ndarray:
 
 
 def _labels(file: Path) -> Int[np.ndarray, "L"] | None:
-    if not file.exists():
+    if not os.path.lexists(file):
         return None
     labels = _open(file, "iu", "labels are integers")
     if labels.ndim == 2 and labels.shape[1] == 1:

@@ -167,6 +167,13 @@ EPOCH = "0000000100.npy"
         ),
         (
             lambda f: [
+                (f / "y_train.npy").unlink(missing_ok=True),
+                (f / "y_train.npy").symlink_to(f / "y_train.npy"),
+            ],
+            "y_train.npy: no such file",
+        ),
+        (
+            lambda f: [
                 shutil.rmtree(f / "experiment-2_12" / "logits"),
                 (f / "experiment-2_12" / "logits").symlink_to("/dev/zero"),
             ],

@@ -377,7 +377,9 @@ def _inner_shape(name: str, settings: Mapping[str, Any]) -> Sequence[int | None]
     for key in SETTINGS[name.removesuffix("_queries")]:
         value = settings[key]
         numbers = value if key in _LISTS else [value]
-        if not isinstance(numbers, list) or any(type(n) not in (int, float) for n in numbers):
+        if not isinstance(numbers, list) or any(
+            type(n) not in (int, float) or not abs(n) < 2**31 for n in numbers
+        ):
             raise ValueError(f"{key} = {value!r}")
     match name:
         case "rotation":

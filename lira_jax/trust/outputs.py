@@ -152,7 +152,7 @@ def _kind(run: Path, name: str, models: int, classes: int) -> Kind | None:
         isinstance(record.get(key), kinds)
         for key, kinds in (("title", str), ("examples", int), ("scale", float), ("digest", str))
     )
-    if record is None or not fits or record["examples"] < 1:
+    if record is None or not fits or record["examples"] < 1 or not abs(record["scale"]) < 2**31:
         raise _damaged(folder / f"{name}.json", "not as scoring writes it", run)
     count, remedy = record["examples"], f"run {command(run)} again"
     product = plain(name, classes, {})

@@ -148,6 +148,8 @@ def quicken() -> None:
     Figure.draw_without_rendering = lambda self: None  # type: ignore[method-assign]
     Figure.savefig = save  # type: ignore[assignment,method-assign]
     warnings.simplefilter("ignore")
+    for stream in (sys.stdout, sys.stderr):  # as commands have them
+        stream.reconfigure(errors="backslashreplace")
 
 
 def work(pipe: Connection, folder: Path, *settings: Any) -> None:

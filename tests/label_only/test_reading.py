@@ -143,6 +143,7 @@ def test_refuses_models_that_do_not_fit(run, record, word):
         ({"examples": True}, "examples = True"),
         ({"rotations": 3}, "rotation.json: damaged (rotations = 3)"),
         ({"rotations": [1.0, "x", 8.0]}, "rotation.json: damaged (rotations = [1.0, 'x', 8.0])"),
+        ({"rotations": [1.0, float("inf")]}, "rotation.json: damaged (rotations = [1.0, inf])"),
         ({"rotations": "148"}, "rotation.json: damaged (rotations = '148')"),
         ({"rotations": [1.0]}, "instead of float32 [60, 5, 3]"),
     ],
