@@ -148,8 +148,6 @@ def quicken() -> None:
     Figure.draw_without_rendering = lambda self: None  # type: ignore[method-assign]
     Figure.savefig = save  # type: ignore[assignment,method-assign]
     warnings.simplefilter("ignore")
-    for stream in (sys.stdout, sys.stderr):  # as commands have them
-        stream.reconfigure(errors="backslashreplace")
 
 
 def work(pipe: Connection, folder: Path, *settings: Any) -> None:
@@ -167,7 +165,7 @@ def work(pipe: Connection, folder: Path, *settings: Any) -> None:
     while True:
         name, number = pipe.recv()
         with (
-            Path("printed").open("w") as file,
+            Path("printed").open("w", errors="backslashreplace") as file,  # as commands have it
             contextlib.redirect_stderr(file),
             contextlib.redirect_stdout(file),
         ):
