@@ -101,7 +101,13 @@ def wait_for(path, process):
 
 
 def temporary_files(run):
-    return [name for name in files_of(run) if ".unfinished-" in name]
+    """Files and folders that are being written, which may be gone the next moment."""
+    return [
+        name
+        for _, folders, files in os.walk(run)
+        for name in (*folders, *files)
+        if name.startswith(".unfinished-")
+    ]
 
 
 def written(folder):

@@ -94,6 +94,8 @@ def spoil_values(random: Random, arrays: dict[str, Any], needed: tuple[str, ...]
         same = changed.shape == array.shape or free or (name, change) == ("scores", "wide")
         arrays[name] = changed
         return Spoilt(f"{name} {change}: {changed.shape}", ANY if same else REFUSE)
+    if not array.size:  # made so by an earlier change
+        return Spoilt(f"{name} is empty", ANY)
     place = tuple(random.randrange(size) for size in array.shape)
     if array.dtype.kind == "f":
         number = random.choice(BAD_NUMBERS + ODD_NUMBERS)
