@@ -9,6 +9,7 @@ import shutil
 import sys
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 
 from lira_jax import ensemble
@@ -72,6 +73,17 @@ def made(tmp_path_factory, toml):
         train.main([str(toml), "--run", str(run)])
         score.main(["--run", str(run), TRUST_CODE])
     return run
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Scores of four models and of a target, as flags name them."""
+    folder = tmp_path_factory.mktemp("files")
+    keep = np.tile(np.eye(2, dtype=bool), (2, 10))
+    scores = np.random.default_rng(0).normal(size=(5, 20))
+    np.savez(folder / "scores.npz", scores=scores[:4], keep=keep)
+    np.savez(folder / "target.npz", scores=scores[4])
+    return ["--scores", folder / "scores.npz", "--target", folder / "target.npz"]
 
 
 @pytest.fixture

@@ -679,17 +679,6 @@ def python(*words, **settings):
     )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    """Scores of four models and of a target, as flags name them."""
-    folder = tmp_path_factory.mktemp("files")
-    keep = np.tile(np.eye(2, dtype=bool), (2, 10))
-    scores = np.random.default_rng(0).normal(size=(5, 20))
-    np.savez(folder / "scores.npz", scores=scores[:4], keep=keep)
-    np.savez(folder / "target.npz", scores=scores[4])
-    return ["--scores", folder / "scores.npz", "--target", folder / "target.npz"]
-
-
 def test_a_script_ends_with_the_code_and_line_of_its_mistake(tmp_path):
     done = python("train.py", tmp_path / "none.toml", "--run", tmp_path, stdout=subprocess.PIPE)
     message = f"error: {tmp_path}/none.toml: no such file; configs/ holds examples\n"

@@ -15,7 +15,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from lira_jax.run import result_folder
@@ -27,17 +26,6 @@ SIGNALS = int(os.environ.get("LIRA_JAX_SIGNALS", "0"))
 SECONDS = 240
 # How soon a process must have ended, on a machine that has much else to do.
 SOON = 10.0
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    """Scores of four models and of a target, as flags name them."""
-    folder = tmp_path_factory.mktemp("files")
-    keep = np.tile(np.eye(2, dtype=bool), (2, 10))
-    scores = np.random.default_rng(0).normal(size=(5, 20))
-    np.savez(folder / "scores.npz", scores=scores[:4], keep=keep)
-    np.savez(folder / "target.npz", scores=scores[4])
-    return ["--scores", folder / "scores.npz", "--target", folder / "target.npz"]
 
 
 def start(*words, **more):
