@@ -27,7 +27,6 @@ prior, or if that has one reference too, the spread of the two sides' difference
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import reduce
 
 import numpy as np
@@ -45,6 +44,7 @@ from lira_jax.attacks.references import (
     with_floor,
 )
 from lira_jax.attacks.shrinkage import Evidence, Prior
+from lira_jax.attacks.spread import Spread, merge, spread_of
 from lira_jax.config import AttackConfig
 from lira_jax.score_set import ScoreSet
 
@@ -97,19 +97,17 @@ def likelihoods(
             both.append(moments(scores, base, dropped, config.centre))
         return both[0], both[1]
 
-    def spread_of_chunk(
-        chunk: slice, scores: Float[np.ndarray, "N C Q"]
-    ) -> tuple[_Spread, _Spread]:
+    def spread_of_chunk(chunk: slice, scores: Float[np.ndarray, "N C Q"]) -> tuple[Spread, Spread]:
         inside, outside = sides(chunk, scores)
         if evidence is not None:
             evidence.add(chunk, inside, outside)
-        return _spread(inside), _spread(outside)
+        return spread_of(inside), spread_of(outside)
 
     spreads = map_chunks(
         spread_of_chunk, score_set.scores, queries, "lira: spread of scores", progress
     )
     spread_in, spread_out = reduce(
-        lambda a, b: (_merge(a[0], b[0]), _merge(a[1], b[1])),
+        lambda a, b: (merge(a[0], b[0]), merge(a[1], b[1])),
         spreads,
     )
     student = None if evidence is None else _student(*evidence.priors(), spread_in, spread_out)
@@ -158,7 +156,7 @@ def _gaussian(
 
 
 def _student(
-    prior_in: Prior, prior_out: Prior, spread_in: _Spread, spread_out: _Spread
+    prior_in: Prior, prior_out: Prior, spread_in: Spread, spread_out: Spread
 ) -> Callable[[Moments, Moments, np.ndarray, np.ndarray], _Pair]:
     """As `_gaussian`, of the predictive laws of shrunk variances."""
     nu_in = (prior_in.freedom + (spread_in.count - 1))[:, np.newaxis, np.newaxis]  # [F, 1, 1, Q]
@@ -184,55 +182,9 @@ def _student(
     return scores
 
 
-@dataclass(frozen=True)
-class _Spread:
-    """Spread of one side's reference scores over a set of examples, per fold and view.
-
-    Attributes:
-        examples: how many.
-        count: references per example.
-        mean: mean over examples of the examples' means, [F, Q].
-        within: sum of squared deviations from the examples' own means, [F, Q].
-        between: sum over examples of the squared deviation of their means from `mean`, [F, Q].
-    """
-
-    examples: int
-    count: int
-    mean: Float[np.ndarray, "F Q"]
-    within: Float[np.ndarray, "F Q"]
-    between: Float[np.ndarray, "F Q"]
-
-
-def _spread(side: Moments) -> _Spread:
-    mean = side.mean.mean(axis=1)
-    deviation = side.mean - mean[:, np.newaxis]
-    return _Spread(
-        examples=side.mean.shape[1],
-        count=side.count,
-        mean=mean,
-        within=side.squares.sum(axis=1),
-        between=(deviation * deviation).sum(axis=1),
-    )
-
-
-def _merge(a: _Spread, b: _Spread) -> _Spread:
-    """The spread over two disjoint sets of examples."""
-    examples = a.examples + b.examples
-    step = b.mean - a.mean
-    return _Spread(
-        examples=examples,
-        count=a.count,
-        mean=a.mean + step * (b.examples / examples),
-        within=a.within + b.within,
-        between=a.between + b.between + step * step * (a.examples * b.examples / examples),
-    )
-
-
-def _std(side: Moments, spread: _Spread, variance: str) -> Float[np.ndarray, "F #C Q"]:
+def _std(side: Moments, spread: Spread, variance: str) -> Float[np.ndarray, "F #C Q"]:
     """σ of one side: per example, [F, C, Q], or one for all examples, [F, 1, Q]."""
-    total = spread.within + spread.count * spread.between
-    overall = np.sqrt(total / max(spread.examples * spread.count - 1, 1))
-    overall = np.maximum(overall, MIN_STD)[:, np.newaxis]
+    overall = np.maximum(np.sqrt(spread.variance), MIN_STD)[:, np.newaxis]
     freedom = max(spread.count - 1, 1)
     if variance == "-global":
         return overall

@@ -54,35 +54,55 @@ def attack(
     score_set: ScoreSet, references: References, config: AttackConfig, progress: bool = False
 ) -> dict[str, Float[np.ndarray, "N E"]]:
     """Scores of `rmia-online` and `rmia-offline`, in [0, 1], higher = member."""
+    ratios = log_ratios(score_set, references, config, "rmia", progress)
+    result = {f"rmia-{kind}": values for kind, values in ratios.items()}
+
+    def compare(target: Float[np.ndarray, " E"]) -> None:
+        target[:] = dominance(target)
+
+    for log_ratio in result.values():
+        workers.each(compare, log_ratio)
+    return result
+
+
+def log_ratios(
+    score_set: ScoreSet,
+    references: References,
+    config: AttackConfig,
+    description: str,
+    progress: bool = False,
+) -> dict[str, Float[np.ndarray, "N E"]]:
+    """Log p(x|θ) − log p(x) of every target and example, to DECIMALS, `online` and `offline`.
+
+    Args:
+        score_set: φ and masks.
+        references: the rule.
+        config: views to use.
+        description, progress: of the progress bar.
+    """
     models, examples, queries = score_set.scores.shape
-    result = {name: np.empty((models, examples)) for name in ("rmia-online", "rmia-offline")}
+    result = {kind: np.empty((models, examples)) for kind in ("online", "offline")}
 
     def ratios_of_chunk(chunk: slice, scores: Float[np.ndarray, "N C Q"]) -> None:
         log_p = _log_mean_exp(log_expit(scores))
         log_in, log_out = (
-            _log_mean_of_references(
+            log_mean_of_references(
                 log_p, *base_and_dropped(references, score_set.keep, chunk, side)
             )
             for side in ("in", "out")
         )
         log_prior = {
-            "rmia-online": np.logaddexp(log_in, log_out) - np.log(2),
-            "rmia-offline": np.log(((1 + OFFLINE_A) * np.exp(log_out) + 1 - OFFLINE_A) / 2),
+            "online": np.logaddexp(log_in, log_out) - np.log(2),
+            "offline": np.log(((1 + OFFLINE_A) * np.exp(log_out) + 1 - OFFLINE_A) / 2),
         }
         targets = log_p.reshape(-1, references.fold, log_p.shape[1])  # [F, B, C]
-        for name, prior in log_prior.items():
+        for kind, prior in log_prior.items():
             log_ratio = (targets - prior[:, np.newaxis]).reshape(models, -1)
-            result[name][:, chunk] = log_ratio.round(DECIMALS)
+            result[kind][:, chunk] = log_ratio.round(DECIMALS)
 
     used = config.queries or queries
-    for _ in map_chunks(ratios_of_chunk, score_set.scores, used, "rmia", progress):
+    for _ in map_chunks(ratios_of_chunk, score_set.scores, used, description, progress):
         pass
-
-    def compare(target: Float[np.ndarray, " E"]) -> None:
-        target[:] = dominance(target)
-
-    for log_ratios in result.values():
-        workers.each(compare, log_ratios)
     return result
 
 
@@ -109,7 +129,7 @@ def _log_mean_exp(log_p: Float[np.ndarray, "N C Q"]) -> Float[np.ndarray, "N C"]
     return highest + np.log(np.exp(log_p - highest[:, :, np.newaxis]).mean(axis=2))
 
 
-def _log_mean_of_references(
+def log_mean_of_references(
     log_p: Float[np.ndarray, "N C"],
     base: Int[np.ndarray, "R C"],
     dropped: Int[np.ndarray, "F D C"],
