@@ -13,11 +13,15 @@ import numpy as np
 from jaxtyping import Float
 
 from lira_jax.attacks import (
+    base,
+    bavaria,
     gradient_norm,
+    info_rmia,
     jayaraman,
     lira,
     long,
     per_example,
+    pmia,
     quantile_regression,
     rmia,
     shokri,
@@ -64,6 +68,28 @@ ATTACKS: dict[str, Family] = {
         },
     ),
     "rmia": Family(rmia.attack, {"rmia-online": "RMIA online", "rmia-offline": "RMIA offline"}),
+    "info-rmia": Family(
+        info_rmia.attack,
+        {"info-rmia-online": "InfoRMIA online", "info-rmia-offline": "InfoRMIA offline"},
+    ),
+    "bavaria": Family(
+        bavaria.attack,
+        {
+            "bavaria-n-online": "BaVarIA-n online",
+            "bavaria-t-online": "BaVarIA-t online",
+            "bavaria-n-offline": "BaVarIA-n offline",
+            "bavaria-t-offline": "BaVarIA-t offline",
+        },
+    ),
+    "base": Family(
+        base.attack,
+        {"base-online": "BASE online", "base-offline": "BASE offline"},
+        ("labels", "logits"),
+    ),
+    "pmia": Family(pmia.all_examples, {"pmia-all": "PMIA, all data as proxies"}),
+    "pmia-class": Family(
+        pmia.same_class, {"pmia-class": "PMIA, the same class as proxies"}, ("labels",)
+    ),
     "quantile-regression": Family(
         quantile_regression.attack, {"quantile-regression": "Bertran et al. (quantile regression)"}
     ),
