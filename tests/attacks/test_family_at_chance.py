@@ -26,9 +26,9 @@ FAMILIES = {name: ATTACKS[name] for name in ("info-rmia", "bavaria", "base", "pm
     ],
 )
 def test_without_leakage_all_are_at_chance_at_any_number_of_models(models, masks, monkeypatch):
-    monkeypatch.setattr(null_check, "ENTRIES", 8_000)
-    keep = masks(np.random.default_rng(models), models, 8_000 // models)
+    monkeypatch.setattr(null_check, "ENTRIES", 4_800)
+    keep = masks(np.random.default_rng(models), models, 4_800 // models)
     score_set = ScoreSet(np.zeros((*keep.shape, 2), np.float32), keep, None, "test")
     found = null_check.null_check(score_set, AttackConfig(), FAMILIES, draws=6)
     assert found["ok"], [entry for entry in found["attacks"] if not entry["ok"]]
-    assert all(entry["auc"]["error"] < 0.01 for entry in found["attacks"])
+    assert all(entry["auc"]["error"] < 0.015 for entry in found["attacks"])
