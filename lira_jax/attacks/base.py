@@ -11,7 +11,7 @@ at a softmax temperature of TEMPERATURE, under the identity view,
 At temperature 1, `base-online` is the log-ratio of RMIA with as many IN as OUT references, which
 RMIA then compares with the population's (`rmia.py`): BASE puts one threshold on it for all targets.
 
-Not stated in the paper, and chosen here: each side counts by its references, whose numbers are the
+Left open there, and chosen here: each side counts by its references, whose numbers are the
 same for every target and example. What is softened by a temperature needs all classes' logits,
 which are there under the identity view alone, so other views go unused.
 """
@@ -27,7 +27,7 @@ from lira_jax.attacks.rmia import DECIMALS, log_mean_of_references
 from lira_jax.config import AttackConfig
 from lira_jax.score_set import ScoreSet
 
-# As in the authors' configuration for images.
+# As in its public implementation.
 TEMPERATURE = 2.0
 OFFLINE_SCALE = 0.33
 

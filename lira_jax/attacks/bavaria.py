@@ -22,7 +22,7 @@ example: its IN law is what the IN prior alone says, so that the score is a rati
 one-sided tail. Of `bavaria-n` that is a Gaussian of the prior's own variance, as β₀/(α₀ − 1) has no
 value.
 
-Not stated in the paper, and chosen here: views have a law each and their log-ratios are summed, as
+Left open there, and chosen here: views have a law each and their log-ratios are summed, as
 in LiRA; the offline IN prior is taken from all other examples, so that no IN score of the example
 itself is used; prior variances are at least MIN_STD². Priors are those of the target's fold, from
 its references alone, as is all else.

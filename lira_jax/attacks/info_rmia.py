@@ -14,7 +14,7 @@ p(x|θ), p(x) and the population are those of `rmia.py`: probabilities averaged 
 references, `info-rmia-offline` with RMIA's correction for the IN models that are missing, and z all
 other examples of the run.
 
-Not stated for classifiers in the paper, and chosen here: z are drawn by the data, whose law is
+Left open there, and chosen here: z are drawn by the data, whose law is
 p(z), so that the expectation is their plain mean; and views and the offline p(x) are as in RMIA.
 """
 

@@ -12,7 +12,7 @@ network, needs that network.)
 Here every example is attacked, so x's proxies are the other examples under the target's IN
 references, x itself left out: its own IN scores play no part, as if it had none.
 
-Not stated in the paper, and chosen here: proxies' centre is the mean, which needs no sorting of all
+Left open there, and chosen here: proxies' centre is the mean, which needs no sorting of all
 scores (the authors' code takes the median; x's own OUT centre is `config.centre`). σ_out is that of
 x's own OUT references, unbiased; with one reference, which has no spread, that of all references'
 scores on all examples. σ has the floor of LiRA's. A class with one example takes all examples.
