@@ -19,6 +19,7 @@ from lira_jax.attacks import (
     info_rmia,
     jayaraman,
     lira,
+    lira_bayes,
     long,
     per_example,
     pmia,
@@ -52,8 +53,20 @@ class Family:
     needs: tuple[str, ...] = ()
 
 
-# The strongest first, then the rows of the LiRA paper's Table I, from the last to the first.
+# What the verdict, the ranking of examples, decisions about a target and the bound on ε rest on.
+# It is named beforehand, so that none of these pays for a choice among attacks.
+DEFAULT = "lira-bayes"
+
+# The default first, then LiRA and what is newer, then the rows of the LiRA paper's Table I, from
+# the last to the first.
 ATTACKS: dict[str, Family] = {
+    "lira-bayes": Family(
+        lira_bayes.attack,
+        {
+            "lira-bayes": "Hierarchical LiRA",
+            "lira-bayes-offline": "Hierarchical LiRA, offline",
+        },
+    ),
     "lira": Family(
         lira.attack,
         {

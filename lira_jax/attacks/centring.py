@@ -1,0 +1,91 @@
+"""Scores less what a model gives to all examples, and to all examples of a class, in general.
+
+A model that is more confident than others, or that knows one class better, scores members and
+non-members of it alike too high: that tells nothing of any one example, and hides what does. With
+r[n, e] the excess of model n's score over the mean of all models, the level of a model on a group
+of examples (all; then each class) is the mean of r over the group, drawn in at Tukey's fences, so
+that a few absurd or much memorised examples move it little, times the share of it that chance does
+not explain: max(0, 1 − noise/signal), where signal is the mean square of the models' levels, and
+noise what the spread of r within the group alone gives. No mask is read, so it cannot tell the
+answer. It takes the target's scores on many examples, which an auditor has.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from lira_jax import workers
+
+# Tukey's fences: so many interquartile ranges beyond the quartiles.
+FENCE = 1.5
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The levels that were taken off.
+
+    Attributes:
+        level: of each model on each group, as found, [N, G].
+        share: by which each group's levels were taken off, in [0, 1], [G].
+    """
+
+    level: Float[np.ndarray, "N G"]
+    share: Float[np.ndarray, " G"]
+
+
+def centre(
+    x: Float[np.ndarray, "N E"],
+    labels: Int[np.ndarray, " E"] | None,
+    others: Float[np.ndarray, "T E"] | None = None,
+) -> tuple[Levels, Levels | None]:
+    """Centre scores in place.
+
+    Args:
+        x: of the run's models.
+        labels: classes; None centres by model alone.
+        others: scores of models from elsewhere, centred in place by the same rule: each as if it
+            were one more of the run's, which themselves do not depend on it.
+
+    Returns:
+        The levels of the run's models over all examples, and by class.
+    """
+    of_all = _take_off(x, [slice(None)], others)
+    if labels is None:
+        return of_all, None
+    order = np.argsort(labels, kind="stable")
+    starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
+    return of_all, _take_off(x, np.split(order, starts[1:]), others)
+
+
+def _take_off(
+    x: Float[np.ndarray, "N E"],
+    groups: list[Any],
+    others: Float[np.ndarray, "T E"] | None,
+) -> Levels:
+    models = len(x)
+    mean = x.mean(axis=0)
+
+    def of_group(group: Any) -> tuple[Float[np.ndarray, " N"], float]:
+        drawn_in = _drawn_in(x[:, group] - mean[group])
+        level = drawn_in.mean(axis=1)
+        noise = float((drawn_in.var(axis=1) / drawn_in.shape[1]).mean())
+        signal = float(np.square(level).mean())
+        share = max(0.0, 1 - noise / signal) if signal > 0 else 0.0
+        x[:, group] -= share * level[:, np.newaxis]
+        if others is not None:
+            excess = (others[:, group] - mean[group]) * (models / (models + 1))
+            others[:, group] -= share * _drawn_in(excess).mean(axis=1, keepdims=True)
+        return level, share
+
+    found = list(workers.in_order(of_group, groups))
+    return Levels(np.stack([f[0] for f in found], axis=1), np.array([f[1] for f in found]))
+
+
+def _drawn_in(excess: Float[np.ndarray, "N C"]) -> Float[np.ndarray, "N C"]:
+    low, high = np.quantile(excess, [0.25, 0.75], axis=1, keepdims=True)
+    fence = FENCE * (high - low)
+    return np.clip(excess, low - fence, high + fence)

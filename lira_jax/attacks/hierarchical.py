@@ -1,0 +1,379 @@
+"""One law of all examples, and what a few scores of one example mean under it.
+
+Scores x of one example under models that did not train on it (OUT), and that did (IN), are Gaussian
+about means (μ_out, μ_in) of its own. Over examples these follow a mixture of K kinds:
+
+    k ~ π,  μ_out ~ N(m_out,k, t_k),  μ_in = m_in,k + b_k (μ_out − m_out,k) + N(0, r_k),
+    x | side s ~ N(μ_s, v_s,k).
+
+So of an example's references both means and variances are shrunk, IN and OUT jointly, and unlike
+kinds of examples unlike. All is conjugate within a kind: the law of one more score, given any
+numbers of references on either side, none included, is a mixture of K Gaussians (`predict`). LiRA
+and its global variance are limits of it, with K = 1 and t → ∞ or v common.
+
+**Training contracts scores**: where many models show the law, b is in (0, 1) and
+v_in ≈ b² v_out, r ≈ v_out/16, whatever the data and networks. Of few references b alone shows, as
+examples spread wider than noise. So v_in and r have that as a prior of CONTRACTION examples'
+weight (docs/methods.md, 1, "A hierarchical LiRA").
+
+**Kinds of noise**: EM starts from slices of examples by how far their references spread, all as
+wide in level. The number of kinds is that of the best BIC: two scores of an example tell two kinds
+apart, a hundred scores tell six.
+
+The law is fitted (`fit`) to references alone. Where these are few, the scores of the one target
+have a part in it too, whose side is unknown: both answers count with the probability that the law
+gives them. NumPy only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float, Shaped
+from scipy.special import log_ndtr
+
+from lira_jax.errors import InputError
+
+# Numbers of kinds that are tried, in this order, until the BIC is no better.
+KINDS = (1, 2, 3, 4, 6)
+# An example beyond which so many more of a kind are of no more use to start from.
+LEAST_OF_A_KIND = 8
+# Parameters of a kind: π, m_out, m_in, t, b, r, v_out, v_in, less one that π sums to 1 once.
+PARAMETERS = 8
+
+# EM ends where a round changes the mean log evidence of an example by less than this.
+TOLERANCE = 1e-4
+ROUNDS = 500
+
+# Weights, in examples, of the priors: that kinds are as wide and as noisy as all examples; and that
+# training contracts, with r = REST · v_out.
+WEAK = 2.0
+CONTRACTION = 20.0
+REST = 1 / 16
+# The least v_out of the start, as a share of the spread of means, and what is left where all scores
+# are equal: about float32's resolution of φ. And the least v of a kind, as a share of the usual.
+LEAST_NOISE = 1e-6
+LEAST_VARIANCE = 1e-12
+LEAST_OF_USUAL = 1e-3
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one side's references of every example come to; any shapes that broadcast.
+
+    Attributes:
+        count: n, 0 where there are none.
+        mean: their mean; any finite number where there are none.
+        squares: the sum of their squared deviations from it.
+    """
+
+    count: Shaped[np.ndarray, "..."] | float
+    mean: Float[np.ndarray, "..."]
+    squares: Float[np.ndarray, "..."]
+
+    def plus(self, score: Float[np.ndarray, "..."]) -> Side:
+        """With one more score."""
+        n, step = self.count, score - self.mean
+        return Side(n + 1, self.mean + step / (n + 1), self.squares + step * step * n / (n + 1))
+
+    def of(self, chosen: Shaped[np.ndarray, " C"] | slice) -> Side:
+        """Of the chosen examples."""
+        count = self.count[chosen] if isinstance(self.count, np.ndarray) else self.count
+        return Side(count, self.mean[chosen], self.squares[chosen])
+
+    def none(self) -> Side:
+        """The same examples without references."""
+        return Side(0.0, np.zeros_like(self.mean), np.zeros_like(self.squares))
+
+
+@dataclass(frozen=True)
+class Law:
+    """The law of all examples; arrays [K], one entry per kind.
+
+    Attributes:
+        share: π.
+        mean_out, mean_in: m.
+        level: t, the variance of μ_out.
+        contraction: b.
+        rest: r, the variance of μ_in that μ_out does not tell.
+        noise_out, noise_in: v.
+        rounds: of EM.
+        converged: whether these were enough.
+    """
+
+    share: Float[np.ndarray, " K"]
+    mean_out: Float[np.ndarray, " K"]
+    mean_in: Float[np.ndarray, " K"]
+    level: Float[np.ndarray, " K"]
+    contraction: Float[np.ndarray, " K"]
+    rest: Float[np.ndarray, " K"]
+    noise_out: Float[np.ndarray, " K"]
+    noise_in: Float[np.ndarray, " K"]
+    rounds: int = 0
+    converged: bool = True
+
+    def columns(self) -> tuple[Float[np.ndarray, "K 1"], ...]:
+        """The arrays in the order of declaration, to broadcast against examples."""
+        names = list(Law.__dataclass_fields__)[:PARAMETERS]
+        return tuple(getattr(self, name)[:, np.newaxis] for name in names)
+
+
+@dataclass(frozen=True)
+class _Posterior:
+    """What references say of an example, by kind, [K, C].
+
+    Attributes:
+        log_evidence: log p(k, references), up to what is the same for all kinds and laws.
+        out, inside: means of μ_out and μ_in.
+        var_out, cov, var_in: their covariance.
+    """
+
+    log_evidence: Float[np.ndarray, "K C"]
+    out: Float[np.ndarray, "K C"]
+    inside: Float[np.ndarray, "K C"]
+    var_out: Float[np.ndarray, "K C"]
+    cov: Float[np.ndarray, "K C"]
+    var_in: Float[np.ndarray, "K C"]
+
+
+def posterior(law: Law, out: Side, inside: Side) -> _Posterior:
+    """The posterior of kind and means, closed form; no difference of large numbers in it."""
+    share, m_out, m_in, level, b, rest, v_out, v_in = law.columns()
+    h_out, h_in = out.count / v_out, inside.count / v_in  # precision of the references' means
+    from_out, from_in = out.mean - m_out, inside.mean - m_in
+    apart = from_in - b * from_out  # from the line along which training moves scores
+    var_in = b * b * level + rest
+    det = 1 + level * h_out + var_in * h_in + level * rest * h_out * h_in
+    fit_out = h_out * from_out * (1 + rest * h_in)
+    distance = fit_out * from_out + h_in * from_in**2 + level * h_out * h_in * apart**2
+    evidence = np.log(share) - 0.5 * (
+        out.count * np.log(v_out) + out.squares / v_out
+        + inside.count * np.log(v_in) + inside.squares / v_in
+        + np.log(det) + distance / det
+    )  # fmt: skip
+    pull_out = (fit_out - h_out * h_in * b * level * apart) / det
+    pull_in = h_in * (from_in + level * h_out * apart) / det
+    common = level * (pull_out + b * pull_in)
+    return _Posterior(
+        log_evidence=evidence,
+        out=m_out + common,
+        inside=m_in + b * common + rest * pull_in,
+        var_out=level * (1 + rest * h_in) / det,
+        cov=b * level / det,
+        var_in=(var_in + level * rest * h_out) / det,
+    )
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A mixture of Gaussians for every example: the law of one more score.
+
+    Attributes:
+        log_share: of the kinds, [K, C]; shares sum to 1.
+        mean, variance: [K, C].
+    """
+
+    log_share: Float[np.ndarray, "K C"]
+    mean: Float[np.ndarray, "K C"]
+    variance: Float[np.ndarray, "K C"]
+
+    def log_density(self, x: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+        """Log p(x), for x [C] or any [..., C]."""
+        x = x[..., np.newaxis, :]
+        exponent = (x - self.mean) ** 2 / self.variance + np.log(self.variance)
+        return _log_sum(self.log_share - 0.5 * (exponent + np.log(2 * np.pi)), axis=-2)
+
+    def log_tail(self, x: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+        """Log Pr[X ≥ x], exact far out in the tail."""
+        z = (x[..., np.newaxis, :] - self.mean) / np.sqrt(self.variance)
+        return np.minimum(_log_sum(self.log_share + log_ndtr(-z), axis=-2), 0.0)
+
+
+def predict(law: Law, out: Side, inside: Side) -> tuple[Mixture, Mixture]:
+    """The laws of one more OUT and one more IN score, given an example's references.
+
+    Args:
+        law: of all examples.
+        out, inside: the references; either side may be without any.
+    """
+    known = posterior(law, out, inside)
+    share = known.log_evidence - _log_sum(known.log_evidence, axis=0)
+    *_, v_out, v_in = law.columns()
+    return (
+        Mixture(share, known.out, known.var_out + v_out),
+        Mixture(share, known.inside, known.var_in + v_in),
+    )
+
+
+def log_odds(law: Law, out: Side, inside: Side, x: Float[np.ndarray, "..."]) -> np.ndarray:
+    """Λ = log p(x | IN, references) − log p(x | OUT, references), [..., C]."""
+    of_out, of_in = predict(law, out, inside)
+    return of_in.log_density(x) - of_out.log_density(x)
+
+
+def fit(
+    out: Side,
+    inside: Side,
+    target: Float[np.ndarray, " C"] | None = None,
+    kinds: tuple[int, ...] = KINDS,
+    rounds: int = ROUNDS,
+    tolerance: float = TOLERANCE,
+) -> Law:
+    """The law of these examples by EM, of the number of kinds that has the best BIC.
+
+    Args:
+        out, inside: references of C examples.
+        target: scores of one more model, whose side is not known; None without.
+        kinds: numbers to try, ascending.
+        rounds, tolerance: of EM.
+
+    Raises:
+        InputError: no law found, which finite scores that are not absurd never come to.
+    """
+    best, best_bic = None, np.inf
+    examples = max(out.mean.size, 2)
+    for number in kinds:
+        if number > max(1, examples // LEAST_OF_A_KIND):
+            break
+        law, evidence = _em(out, inside, target, number, rounds, tolerance)
+        bic = PARAMETERS * number * np.log(examples) - 2 * evidence * examples
+        if not bic < best_bic:
+            break
+        best, best_bic = law, bic
+    if best is None or not all(np.isfinite(column).all() for column in best.columns()):
+        raise InputError(
+            f"lira-bayes: no law fits the scores of these {examples} examples; look for absurd or "
+            "constant scores, and leave such models or examples out"
+        )
+    return best
+
+
+def _em(
+    out: Side,
+    inside: Side,
+    target: Float[np.ndarray, " C"] | None,
+    kinds: int,
+    rounds: int,
+    tolerance: float,
+) -> tuple[Law, float]:
+    """The law of so many kinds, and the mean log evidence of an example under it."""
+    law, usual, width = _start(out, inside, kinds)
+    n_in = float(np.mean(inside.count))
+    share_in = n_in / (n_in + float(np.mean(out.count)))
+    # The possible answers for the target: statistics with it on either side, and their odds.
+    answers = [(out, inside, 1.0)]
+    if target is not None:
+        answers = [(out.plus(target), inside, 1 - share_in), (out, inside.plus(target), share_in)]
+    wide = out.mean.shape
+    n_o, x_o, s_o, n_i, x_i, s_i = (
+        np.concatenate([np.broadcast_to(part, wide) for part in parts])
+        for parts in zip(*(
+            (o.count, o.mean, o.squares, i.count, i.mean, i.squares) for o, i, _ in answers
+        ), strict=True)
+    )  # fmt: skip
+    out, inside = Side(n_o, x_o, s_o), Side(n_i, x_i, s_i)
+    odds = np.log([answer[2] for answer in answers])[:, np.newaxis]
+    prior = WEAK * width / kinds**2
+    evidence = last = -np.inf
+    for number in range(rounds + 1):
+        known = posterior(law, out, inside)
+        each = known.log_evidence.reshape(kinds, odds.size, -1) + odds
+        total = _log_sum(each, axis=(0, 1))
+        evidence = float(total.mean())
+        # Either way: the priors may cost a little evidence.
+        if number == rounds or abs(evidence - last) < tolerance:
+            break
+        last = evidence
+        r = np.exp(each - total).reshape(kinds, -1)
+        law = _maximised(r, known, out, inside, usual, prior)
+    return replace(law, rounds=number, converged=number < rounds), evidence
+
+
+def _start(out: Side, inside: Side, kinds: int) -> tuple[Law, float, float]:
+    """Where EM starts; the usual v_out; and how wide single scores lie."""
+    both = (np.broadcast_to(out.count, out.mean.shape) > 0) & (
+        np.broadcast_to(inside.count, inside.mean.shape) > 0
+    )
+    if not both.any():
+        raise InputError("lira-bayes: no example has references on both sides; train more models")
+    n_o, n_i = (np.broadcast_to(s.count, s.mean.shape)[both] for s in (out, inside))
+    x_o, x_i, s_o, s_i = out.mean[both], inside.mean[both], out.squares[both], inside.squares[both]
+    difference = x_i - x_o
+    if (n_o > 1).any():
+        usual = s_o.sum() / (n_o - 1).sum()
+    else:  # of two single references, so that one absurd score moves little
+        low, high = np.quantile(difference, [0.25, 0.75])
+        usual = ((high - low) / 1.3489795003921634) ** 2 / 2
+    freedom = max(x_o.size - 1, 1)
+    level = float(np.square(x_o - x_o.mean()).sum() / freedom)
+    covariance = float(((x_o - x_o.mean()) * (x_i - x_i.mean())).sum() / freedom)
+    usual = float(max(usual, LEAST_NOISE * level + LEAST_VARIANCE))
+    width = level + usual
+    spread = s_o + s_i + n_o * n_i / (n_o + n_i) * difference**2
+    slices = np.array_split(np.argsort(spread, kind="stable"), min(kinds, spread.size))
+    slices += [np.arange(spread.size)] * (kinds - len(slices))
+    relative = np.array([spread[part].mean() for part in slices]) / (spread.mean() + 1e-300)
+    noise = usual * np.maximum(0.1, relative)
+    level = max(level - usual / float(n_o.mean()), 0.1 * level)
+    b = np.full(kinds, np.clip(covariance / (level + 1e-300), 0.1, 1.0))
+    law = Law(
+        share=np.full(kinds, 1 / kinds),
+        mean_out=np.array([x_o[part].mean() for part in slices]),
+        mean_in=np.array([x_i[part].mean() for part in slices]),
+        level=np.full(kinds, level),
+        contraction=b,
+        rest=REST * noise,
+        noise_out=noise,
+        noise_in=b * b * noise,
+    )
+    return law, usual, width
+
+
+def _maximised(
+    r: Float[np.ndarray, "K C"],
+    known: _Posterior,
+    out: Side,
+    inside: Side,
+    usual: float,
+    prior: float,
+) -> Law:
+    """The law that is likeliest given every example's probabilities of kinds, with the priors."""
+
+    def mean(values: Float[np.ndarray, "K C"]) -> Float[np.ndarray, " K"]:
+        return np.einsum("kc,kc->k", r, values) / weight
+
+    weight = r.sum(axis=1) + 1e-9
+    m_out, m_in = mean(known.out), mean(known.inside)
+    from_out, from_in = known.out - m_out[:, np.newaxis], known.inside - m_in[:, np.newaxis]
+    oo = weight * mean(from_out**2 + known.var_out)
+    oi = weight * mean(from_out * from_in + known.cov)
+    ii = weight * mean(from_in**2 + known.var_in)
+    b = (oi + prior) / (oo + prior)
+    noise = []
+    for side, mu, variance in (
+        (out, known.out, known.var_out), (inside, known.inside, known.var_in)
+    ):  # fmt: skip
+        squares = side.squares + side.count * ((side.mean - mu) ** 2 + variance)
+        noise.append((weight * mean(squares), r @ side.count))
+    (squares_out, count_out), (squares_in, count_in) = noise
+    least = LEAST_OF_USUAL * usual
+    v_out = np.maximum((squares_out + WEAK * usual) / (count_out + WEAK), least)
+    contracted = CONTRACTION * b * b * v_out
+    rest = np.maximum(ii - 2 * b * oi + b * b * oo, 0) + CONTRACTION * REST * v_out
+    return Law(
+        share=weight / weight.sum(),
+        mean_out=m_out,
+        mean_in=m_in,
+        level=(oo + prior) / (weight + WEAK),
+        contraction=b,
+        rest=rest / (weight + CONTRACTION),
+        noise_out=v_out,
+        noise_in=np.maximum((squares_in + contracted) / (count_in + CONTRACTION), least),
+    )
+
+
+def _log_sum(values: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
+    """Log Σ exp along axes, several times as fast as SciPy's on small arrays."""
+    top = values.max(axis=axis, keepdims=True)
+    return (top + np.log(np.exp(values - top).sum(axis=axis, keepdims=True))).squeeze(axis)
