@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool
@@ -144,6 +145,23 @@ def metrics_of_model(
     return metrics
 
 
+def losses_of_model(experiment: Experiment, network: Network) -> Callable[..., Any]:
+    """The function ((state, index [S, B]), images, labels) ↦ loss [S, B]: each example's
+    cross-entropy under the identity view, by the variables whose accuracy is logged."""
+
+    def losses(state_and_index: Any, images: Array, labels: Array) -> Array:
+        state, index = state_and_index
+        variables = optimization.evaluated_variables(state, experiment.train)
+
+        def of_batch(rows: Array) -> Array:
+            logits = network.apply(variables, plain(images, rows))
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels[rows])
+
+        return lax.map(of_batch, index)
+
+    return losses
+
+
 def group_inputs(
     experiment: Experiment, keep: Bool[np.ndarray, "N E"], group: Group, mesh: Mesh
 ) -> dict[str, Array]:
@@ -175,6 +193,8 @@ class Programs:
         judge: ((states, inputs), epoch) ↦ (states, inputs) after that epoch, counted from 1; what
             early stopping does, if anything. Likewise.
         metrics: (states, inputs) ↦ what is logged after an epoch.
+        losses: (states, index) ↦ losses of those examples, of `losses_of_model`; one model at a
+            time on each device. Of the states it needs what `evaluated_variables` looks at.
         finish: states ↦ the variables that are scored.
     """
 
@@ -183,6 +203,7 @@ class Programs:
     advance: Program
     judge: Callable[[Any, np.int32], Any]
     metrics: Program
+    losses: Program
     finish: Program
 
     def shapes(self, inputs: dict[str, Array]) -> Any:
@@ -226,7 +247,10 @@ def programs(
     placed = place(data, mesh) if placed is None else placed
 
     def over_models(
-        make: Callable[[Network], Callable[..., Any]], *shared: Any, donate: bool = False
+        make: Callable[[Network], Callable[..., Any]],
+        *shared: Any,
+        donate: bool = False,
+        width: int = config.width,
     ) -> Program:
         """The program of the function that `make` makes of the network in use."""
 
@@ -234,7 +258,7 @@ def programs(
             network = transfer.begun_from(own_network, others[-1], defence)
             return make(network)(models, *others[:-1])
 
-        lifted = ensemble.over_models(function, mesh, config.width, donate=donate)
+        lifted = ensemble.over_models(function, mesh, width, donate=donate)
         return Program(lifted, (*shared, initial))
 
     def judge_of_model(network: Network) -> Callable[..., Any]:
@@ -277,5 +301,6 @@ def programs(
         metrics=over_models(
             lambda network: metrics_of_model(experiment, network, judged_by), *placed
         ),
+        losses=over_models(lambda network: losses_of_model(experiment, network), *placed, width=1),
         finish=Program(ensemble.over_models(finish, mesh, config.width), (initial,)),
     )

@@ -14,14 +14,14 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from lira_jax import ensemble, software
+from lira_jax import ensemble, loss_tracing, software
 from lira_jax.candidates import Candidates, build_network, candidates, place
 from lira_jax.config import Experiment, keep_fraction
 from lira_jax.defences import dp_sgd, transfer
 from lira_jax.errors import InputError
 from lira_jax.interrupts import StopRequest, stop_requests
 from lira_jax.progress import Progress, say
-from lira_jax.run import checkpoints, run_dir
+from lira_jax.run import checkpoints, loss_traces, run_dir
 from lira_jax.run.checkpoints import Group
 from lira_jax.run.shards import Shard
 from lira_jax.shadow_models import Programs, group_inputs, programs
@@ -71,7 +71,7 @@ def train(
     write = run_dir.prepare(run, experiment, data.keep, data.labels, record, repair=repair)
     before = run_dir.read_versions(run) if (run / run_dir.CONFIG).exists() else {}
     models, steps = experiment.train.models, experiment.train.total_steps(members)
-    share = shard.models(models)
+    share, traced = shard.models(models), loss_traces.plan(experiment, members)
     with run_dir.lock(run, "train", share):
         write()
         devices = devices or jax.local_devices()
@@ -97,6 +97,7 @@ def train(
         if repair:
             for group in checkpoints.repair(run, share, stored):
                 print(f"{run}: models {run_dir.as_ranges(group.models)} are trained again")
+            loss_traces.repair(run, share, traced)
         finished, todo = checkpoints.plan(run, models, steps, size, share)
         _announce(run, data, experiment, shard, finished, mesh, size, privacy)
         if todo and (changed := software.changed(before)):
@@ -126,6 +127,8 @@ def train(
                             measured = group.size
                         _train_group(work, group, in_that_way(way, count), way, trained, stop)
                         trained += group.size
+                        if group.first in traced.models:  # told before all others are trained
+                            loss_tracing.name_likely(experiment, run, data)
                     except jax.errors.JaxRuntimeError as error:
                         size = ensemble.halved(run, group.size, error)
                         for begun in checkpoints.saved_groups(run):
@@ -134,7 +137,15 @@ def train(
                     finished, todo = checkpoints.plan(run, models, steps, size, share)
         finally:
             progress.close()
+        own = any(model in traced.models for model in share)
+        likely = loss_tracing.name_likely(experiment, run, data) if own else []
     print(f"{run}: {_outcome(finished, models, shard)}", flush=True)
+    if likely:
+        print(
+            f"{run}: most likely to be exposed, as their loss moved most in training: examples "
+            f"{', '.join(map(str, likely))}; all in {loss_tracing.LIKELY}",
+            flush=True,
+        )
     if privacy:
         print(f"{run}: {privacy}", flush=True)
 
@@ -222,6 +233,8 @@ def _train_group(
     log = [
         line for line in run_dir.read_log_file(log_file) if line["epoch"] * per_epoch <= group.step
     ]
+    traces = loss_tracing.begin(experiment, run, work.data.keep, group, on_mesh)
+    traces.take(both[0], group.step, stop)  # where a signal left it out
     at, together, seconds, accuracy, saved = group.step, 1, 0.0, "", time.monotonic()
     while at < steps:
         epoch = at // per_epoch + 1
@@ -259,12 +272,14 @@ def _train_group(
             if at < steps and np.all(metrics.get("stopped_epoch", 0)):
                 progress.advance(group.size * (steps - at), f"models {group.models} stopped early")
                 at = steps
+            traces.take(both[0], epoch * per_epoch, stop, last=at == steps)
         # Read once: a signal after this is answered a dispatch later, when it can be saved.
         stopping = stop.signum != 0
         late = time.monotonic() - saved > between
         if at == steps or late or stopping:
             whole = on_mesh.finish(both[0]) if at == steps else both[0]
             run_dir.write_log_file(log_file, log)
+            traces.save(finished=at == steps)
             checkpoints.save(
                 run, Group(group.first, group.last, at), ensemble.on_host(whole, group.size)
             )

@@ -20,7 +20,14 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = "lira_jax"
 LONGEST = 500
 # Stage 1, and what is of no use without it.
-STAGE_1 = ("training", "shadow_models", "training_width", "optimization", "commands.train")
+STAGE_1 = (
+    "training",
+    "loss_tracing",
+    "shadow_models",
+    "training_width",
+    "optimization",
+    "commands.train",
+)
 STAGE_2 = (
     "inference", "scoring", "label_only.asking", "trust.predicting", "commands.score",
 )  # fmt: skip

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, UInt8
 from tqdm import tqdm
 
 from lira_jax import __version__, evaluation, workers
-from lira_jax.analysis import budgets, epsilon, exposure, null_check, outliers, verdict
+from lira_jax.analysis import budgets, epsilon, exposure, loss_traces, null_check, outliers, verdict
 from lira_jax.analysis.statistics import statistic_curves
 from lira_jax.attacks import ATTACKS, TITLES, Attack, Family, ablation, reference_code, references
 from lira_jax.attacks.references import References
@@ -56,6 +56,7 @@ class About:
         images: the examples, to draw in the report; None where there are none.
         no_images: why there are none.
         classes: names of the K classes; None where unknown.
+        loss_ranges: of `loss_traces.interquartile_ranges`; None where training kept no traces.
     """
 
     settings: Mapping[str, Any] | None = None
@@ -63,6 +64,7 @@ class About:
     images: UInt8[np.ndarray, "E H W C"] | None = None
     no_images: str = "scores that were made elsewhere come without images"
     classes: tuple[str, ...] | None = None
+    loss_ranges: Float[np.ndarray, " E"] | None = None
 
 
 def about_run(run: Path, experiment: Experiment, no_images: str = "") -> About:
@@ -78,6 +80,7 @@ def about_run(run: Path, experiment: Experiment, no_images: str = "") -> About:
         settings=flatten(score_files.as_scored(run, experiment)),
         versions={name: text for name, text in versions.items() if name not in run_dir.DIGESTS}
         | _other_versions(run),
+        loss_ranges=loss_traces.of_run(run, experiment),
     )
     if no_images:
         return replace(about, no_images=no_images)
@@ -213,6 +216,7 @@ def analyse(
         "d_median": float(np.median(exposed.d[~canary])),
         "given_away": verdict.given_away(exposed, ~canary),
     }
+    metrics["loss_traces"] = loss_traces.judged(about.loss_ranges, exposed, ~canary)
     metrics["verdict"] = verdict.verdict(metrics)
     return Findings(
         metrics=metrics,

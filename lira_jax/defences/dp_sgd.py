@@ -17,9 +17,10 @@ sampling, arXiv 2508.15089). The accountant is that of privacy loss distribution
 **What it is not for.** M and B count as public. One example is one image: copies of it among the
 members are others. The choice of hyperparameters by looking at results, several models together
 (attacks on the run's other models, canaries), and everything that is kept of training beside the
-weights (losses and accuracies in train_log/, masks) are not accounted for. The run's seed must stay
-secret: noise follows from it. It is pseudo-random noise of 32-bit numbers. Initial weights from
-`defence.transfer_from` are private only as far as the run they come from had other data.
+weights (losses and accuracies in train_log/, loss traces, masks) are not accounted for. The run's
+seed must stay secret: noise follows from it. It is pseudo-random noise of 32-bit numbers. Initial
+weights from `defence.transfer_from` are private only as far as the run they come from had other
+data.
 """
 
 from __future__ import annotations

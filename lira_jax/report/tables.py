@@ -347,6 +347,23 @@ def success_cell(findings: Findings, example: int) -> Cell:
     return share_cell(float(exposed.success[example]), interval)
 
 
+def loss_traces_table(metrics: Entry) -> Table:
+    """How good a guess from training alone was, beside chance."""
+    return tabulate(
+        "Examples named by loss traces that are among as many most exposed, percent",
+        {
+            "share named": lambda entry: Cell(f"{100 * float(entry[0]):g} %"),
+            "examples": lambda entry: Cell(f"{entry[1]['named']:,}"),
+            "most exposed": lambda entry: Cell(f"{entry[1]['hits']:,}"),
+            "precision, %": lambda entry: share_cell(
+                entry[1]["precision"], entry[1]["precision_ci"]
+            ),
+            "chance, %": lambda entry: Cell(percent(entry[1]["chance"])),
+        },
+        metrics["loss_traces"]["precision"].items(),
+    )
+
+
 def null_table(metrics: Entry) -> Table:
     """The null check's figures beside chance."""
 

@@ -346,7 +346,9 @@ def test_a_run_with_dp_sgd_is_bitwise_the_same_in_groups_and_keeps_its_epsilon(
     assert kept == pytest.approx(expected, rel=1e-5)
     said = capsys.readouterr().out
     assert said.count(f"ε = {expected:.4g} at δ = 1e-05") == 4  # announced, and at the end
-    assert "dp_epsilon" in analyse.about_run(run, experiment).versions
+    about = analyse.about_run(run, experiment)
+    assert "dp_epsilon" in about.versions
+    assert np.isfinite(about.loss_ranges).all()
 
 
 def test_clipping_without_noise_trains_and_says_that_epsilon_is_infinite(tiny, tmp_path):

@@ -115,6 +115,9 @@ def test_a_model_that_stopped_takes_no_more_steps_and_is_the_same_in_a_group(
     kept = trained_weights(together, tmp_path / "run")
     for model, weights in trained_weights(stopping, alone).items():
         np.testing.assert_array_equal(kept[model], weights)
+    for model in (0, 1):
+        trace = f"loss_traces/model_{model:05d}.npy"
+        np.testing.assert_array_equal(np.load(tmp_path / "run" / trace), np.load(alone / trace))
     ends = [expected(by_epoch[0][:, model])[1] or EPOCHS for model in range(4)]
     log = run_dir.read_log(tmp_path / "run")
     assert len(log) == max(ends)
@@ -134,6 +137,16 @@ def test_a_stopped_run_goes_on_to_the_same_weights(stopping, alone, tmp_path):
     kept = trained_weights(stopping, run)
     for model, weights in trained_weights(stopping, alone).items():
         np.testing.assert_array_equal(kept[model], weights)
+
+
+def test_a_loss_trace_ends_where_the_model_stopped(alone, by_epoch):
+    for model in (0, 1):
+        stopped = expected(by_epoch[0][:, model])[1] or EPOCHS
+        trace = np.load(alone / f"loss_traces/model_{model:05d}.npy")
+        assert len(trace) == EPOCHS
+        assert np.isfinite(trace[:stopped]).all()
+        assert np.isnan(trace[stopped:]).all()
+        assert np.ptp(trace[:stopped], axis=0).min() > 0
 
 
 def answers_of(right: list[int]) -> Network:
