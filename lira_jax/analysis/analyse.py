@@ -19,7 +19,16 @@ from tqdm import tqdm
 from lira_jax import __version__, evaluation, workers
 from lira_jax.analysis import budgets, epsilon, exposure, loss_traces, null_check, outliers, verdict
 from lira_jax.analysis.statistics import statistic_curves
-from lira_jax.attacks import ATTACKS, TITLES, Attack, Family, ablation, reference_code, references
+from lira_jax.attacks import (
+    ATTACKS,
+    DEFAULT,
+    TITLES,
+    Attack,
+    Family,
+    ablation,
+    reference_code,
+    references,
+)  # fmt: skip
 from lira_jax.attacks.references import References
 from lira_jax.config import AttackConfig, Experiment, flatten, keep_fraction
 from lira_jax.data import datasets
@@ -147,7 +156,6 @@ def analyse(
 
     attacked = _attack(score_set, rule, config, chosen, canary, bar, progress)
     entries, canary_entries = attacked.entries, attacked.canary_entries
-    strongest = attacked.strongest
     with _step(bar, "ablation"):
         ablation_entries = list(_ablation(natural, natural_rule, config, entries))
     with _step(bar, "fewer views and models"):
@@ -181,7 +189,8 @@ def analyse(
         **_rule(rule.words, rule.count_in, rule.count_out, config.centre, member),
         "folds": models // rule.fold,
         "canaries": int(canary.sum()),
-        "strongest": strongest,
+        "default": DEFAULT,
+        "strongest": max(entries, key=_strength)["name"],
         "attacks": entries,
         "not_run": [
             {"name": name, "title": title, "reason": REMEDIES[_lacking(family, score_set)[0]]}
@@ -204,14 +213,10 @@ def analyse(
         "versions": _versions(about),
     }
     with _step(bar, "exposure of examples"):
-        name = verdict.attack_of_ranking(metrics)
-        scores = attacked.scores.get(name)
-        if scores is None:
-            scores = _again(name, score_set, rule, config, chosen)
-        exposed = exposure.exposure(score_set, name, scores, config)
+        exposed = exposure.exposure(score_set, DEFAULT, attacked.scores[DEFAULT], config)
     bar.close()
     metrics["vulnerability"] = {
-        "attack": name,
+        "attack": DEFAULT,
         "examples": member.shape[1],
         "d_median": float(np.median(exposed.d[~canary])),
         "given_away": verdict.given_away(exposed, ~canary),
@@ -248,18 +253,13 @@ class _Attacked:
         entries: of `metrics.json`, in the order of tables; of natural examples.
         canary_entries: the same of canaries; empty where there are too few.
         curves: by the attack's name.
-        scores: of BESIDE and of the strongest attack, about which more is asked.
+        scores: of BESIDE and of the default, about which more is asked.
     """
 
     entries: list[dict[str, Any]] = field(default_factory=list)
     canary_entries: list[dict[str, Any]] = field(default_factory=list)
     curves: dict[str, Curve] = field(default_factory=dict)
     scores: dict[str, Float[np.ndarray, "N E"]] = field(default_factory=dict)
-
-    @property
-    def strongest(self) -> str:
-        """The name of the strongest attack."""
-        return str(max(self.entries, key=_strength)["name"])
 
 
 def _attack(
@@ -302,24 +302,9 @@ def _attack(
         attacked.curves[name] = curve
         if of_canaries is not None:
             attacked.canary_entries.append(naming | of_canaries)
-        attacked.scores[name] = scores
-        for other in attacked.scores.keys() - {BESIDE, attacked.strongest}:
-            del attacked.scores[other]
+        if name in (BESIDE, DEFAULT):
+            attacked.scores[name] = scores
     return attacked
-
-
-def _again(
-    name: str,
-    score_set: ScoreSet,
-    rule: References,
-    config: AttackConfig,
-    chosen: Mapping[str, Family],
-) -> Float[np.ndarray, "N E"]:
-    """Scores of an attack that were not kept: those of all attacks would take too much memory."""
-    able = [family for family in chosen.values() if not _lacking(family, score_set)]
-    # The registered families name their attacks; a user's own, which is last, does not.
-    family = next((family for family in able if name in family.titles), able[-1])
-    return family.attack(score_set, rule, config, False)[name]
 
 
 def _of_all_models(
@@ -334,13 +319,13 @@ def _of_all_models(
 def _bound(
     attacked: _Attacked, keep: Bool[np.ndarray, "N E"], canary: Bool[np.ndarray, " E"]
 ) -> dict[str, Any]:
-    """The bound on ε by the strongest attack, chosen among all by its result on these targets."""
-    scores, candidates = attacked.scores[attacked.strongest], len(attacked.entries)
+    """The bound on ε by the default attack, which was named before any result."""
+    scores = attacked.scores[DEFAULT]
 
     def of(chosen: Bool[np.ndarray, " E"]) -> dict[str, Any]:
-        return epsilon.lower_bound(scores[:, chosen], keep[:, chosen], candidates=candidates)
+        return epsilon.lower_bound(scores[:, chosen], keep[:, chosen])
 
-    bound = {"attack": attacked.strongest} | of(~canary)
+    bound = {"attack": DEFAULT} | of(~canary)
     return bound | {"of_canaries": of(canary)} if attacked.canary_entries else bound
 
 
@@ -378,6 +363,7 @@ def analyse_as_reference_code(
         **_rule(reference_code.WORDS, count_in, count_out, "median", member),
         "folds": 1,
         "canaries": 0,
+        "default": None,
         "strongest": max(entries, key=_strength)["name"],
         "attacks": entries,
         **{key: [] for key in ("not_run", "ablation", "by_queries", "by_models")},

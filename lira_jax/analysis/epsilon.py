@@ -55,7 +55,7 @@ MISSING = "jax-privacy is not installed; pip install 'lira_jax[audit]'"
 DRAWS = 15
 METHOD = (
     "one target per example; auditing in one run (arXiv 2305.08846), the threshold chosen on half "
-    "of the points, Bonferroni over attacks, median over draws"
+    "of the points, Bonferroni over attacks where one is chosen, median over draws"
 )
 
 

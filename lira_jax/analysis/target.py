@@ -3,11 +3,9 @@
 The target's scores φ are of the same examples under the same views as the run's. Told for each
 example:
 
-- the log-ratio Λ of LiRA online with shrinkage variance, the evidence that the target trained on
-  it;
-- a p-value under OUT: how often a model that did not train on the example scores it as high. Views
-  are correlated, so that a product over views would exaggerate; this is about the mean φ of the
-  views, under Student's t of the shadow models' own mean φ (`attacks/shrinkage.py`);
+- the log-ratio Λ of the default attack, `lira-bayes`, the evidence that the target trained on it;
+- a p-value under OUT: how often a model that did not train on the example scores it as high, under
+  the same law as Λ;
 - a decision, at a stated false-positive rate: member where Λ reaches a threshold. The threshold is
   chosen on shadow models alone, each attacked by those outside its block; nothing of the target has
   a part in it, so that its truth, where known, tells what the rule really reaches.
@@ -26,8 +24,7 @@ from jaxtyping import Bool, Float
 
 from lira_jax import evaluation
 from lira_jax.analysis import outliers
-from lira_jax.attacks import lira, references
-from lira_jax.attacks.thresholds import mean_score
+from lira_jax.attacks import DEFAULT, lira_bayes, references
 from lira_jax.config import AttackConfig
 from lira_jax.csv_text import csv_text
 from lira_jax.errors import InputError
@@ -70,8 +67,8 @@ class TargetAudit:
         member: the truth, bool [E]; None if not known.
         fpr: false-positive rate that the rule was to keep to, a share.
         threshold: a log-ratio of at least that is decided a member.
-        models: shadow models; `references` of them IN and OUT on every example.
-        references: their counts, "in" and "out".
+        models: shadow models.
+        references: their counts, "in" and "out", on the example that has fewest of each.
         views: views used.
         shadow: the rule on shadow models: "nonmembers", pairs of model and example that it was
             chosen on; "fpr" and "tpr" over all of them; "fpr_range", within which 95 % of single
@@ -177,9 +174,7 @@ def audit(
 ) -> TargetAudit:
     """Tell from the run's shadow models what the target trained on.
 
-    All shadow models are references. Where masks form no blocks, every example takes as many as the
-    run's own models have there, and one more: then the threshold's scores and the target's are of
-    one law, though an example with more models IN than others could use them all. Shadow models
+    All shadow models are references, and the target is centred as they are. Shadow models
     whose scores are absurd are left out, and other absurd scores drawn in, the target's too.
 
     Args:
@@ -205,25 +200,21 @@ def audit(
         target = dataclasses.replace(target, scores=bounded)
     rule = references.find(score_set)
 
-    def log_ratios(targets: Float[np.ndarray, "1 E Q"] | None) -> Float[np.ndarray, "T E"]:
-        return lira.likelihoods(
-            score_set, rule, config, targets=targets, variances=["-shrinkage"], progress=progress
-        )["lira-online-shrinkage"]
-
-    shadows = log_ratios(None)
+    shadows = lira_bayes.attack(score_set, rule, config, progress)[DEFAULT]
     threshold = evaluation.threshold_at_fpr(shadows[~score_set.keep], fpr)
-    log_ratio = log_ratios(target.scores[np.newaxis])[0]
+    found = lira_bayes.of_targets(score_set, rule, config, target.scores[np.newaxis])
+    log_ratio = found.log_odds[0]
     decision = log_ratio >= threshold
     return TargetAudit(
         source=target.source,
         log_ratio=log_ratio,
-        p_value=_p_values(score_set, target, rule, config, progress),
+        p_value=np.exp(found.log_tail[0]),
         decision=decision,
         member=target.keep,
         fpr=fpr,
         threshold=threshold,
         models=score_set.scores.shape[0],
-        references={"in": rule.base_in, "out": rule.base_out},
+        references=_least(score_set.keep),
         views=target.scores.shape[1],
         shadow=_shadow_rates(shadows >= threshold, score_set.keep, fpr),
         figures=None if target.keep is None else _reached(log_ratio, decision, target.keep),
@@ -231,22 +222,10 @@ def audit(
     )
 
 
-def _p_values(
-    score_set: ScoreSet,
-    target: Target,
-    rule: references.References,
-    config: AttackConfig,
-    progress: bool,
-) -> Float[np.ndarray, " E"]:
-    means = dataclasses.replace(
-        score_set, scores=mean_score(score_set.scores, config.queries)[..., np.newaxis]
-    )
-    one_view = dataclasses.replace(config, queries=1)
-    target_mean = target.scores.mean(axis=1, dtype=np.float64)[np.newaxis, :, np.newaxis]
-    scores = lira.likelihoods(
-        means, rule, one_view, targets=target_mean, variances=["-shrinkage"], progress=progress
-    )
-    return np.exp(-scores["lira-offline-shrinkage"][0])
+def _least(keep: Bool[np.ndarray, "N E"]) -> dict[str, int]:
+    """References on each side, on the example that has fewest."""
+    inside = keep.sum(axis=0)
+    return {"in": int(inside.min()), "out": int(len(keep) - inside.max())}
 
 
 def _shadow_rates(
@@ -312,7 +291,7 @@ def as_json(audit: TargetAudit) -> dict[str, Any]:
     return {
         "schema": 1,
         "target": audit.source,
-        "attack": "lira-online-shrinkage",
+        "attack": DEFAULT,
         "examples": audit.log_ratio.size,
         "views": audit.views,
         "models": audit.models,

@@ -1,9 +1,11 @@
 """The verdict: what the figures of all attacks come to, in words for a reader who knows no ROC.
 
-By the strongest attack, with room for having tried many: an attack does better than guessing where
-its 95 % interval, widened so that all attacks' intervals hold at once (Bonferroni), lies above
-chance. It is widened by Student's t over the folds of targets that the bootstrap resamples, since a
-bootstrap over few folds gives too narrow an interval.
+By the default attack, which is named before any result: it does better than guessing where its 95 %
+interval lies above chance. The interval is widened by Student's t over the folds of targets that
+the bootstrap resamples, since a bootstrap over few folds gives too narrow an interval. Only where
+another attack surely finds more than the default does is the verdict about that one, with room for
+having tried many: then by an interval so wide that those of all other attacks hold at once
+(Bonferroni). Where there is no default, as by the protocol of the public code, all are the others.
 """
 
 from __future__ import annotations
@@ -47,15 +49,6 @@ def given_away(exposed: Vulnerability, natural: Bool[np.ndarray, " E"]) -> int:
     return int(((exposed.success >= GIVEN_AWAY) & (exposed.success_lo > 0.5) & natural).sum())
 
 
-def attack_of_ranking(metrics: Mapping[str, Any]) -> str:
-    """The attack by which examples are ranked: the one that the verdict is about.
-
-    It is chosen by its figures over all examples, so single examples have little part in the
-    choice; which of them lead its ranking has none.
-    """
-    return str(_judge(metrics)[2].entry["name"])
-
-
 def verdict(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Judge what `metrics.json` holds.
 
@@ -63,8 +56,8 @@ def verdict(metrics: Mapping[str, Any]) -> dict[str, Any]:
         level: a key of LEVELS, and its title. sentence: the verdict. hints: what else belongs to
         it, in sentences. attack: the name of the attack that it is about. figure: what it rests on:
         the attack's TPR at an FPR, or its AUC (fpr is None); value, interval, chance, and lower,
-        the lower end of the interval that holds for all attacks at once. attacks, folds: numbers of
-        attacks and of folds of targets by which it was widened.
+        the lower end of the widened interval. attacks, folds: numbers of attacks and of folds of
+        targets by which it was widened.
     """
     level, sentence, figure = _judge(metrics)
     hints = [_examples_given_away(metrics), _canaries(metrics)]
@@ -93,7 +86,7 @@ def verdict(metrics: Mapping[str, Any]) -> dict[str, Any]:
             "chance": figure.chance,
             "lower": figure.lower if figure.interval else None,
         },
-        "attacks": len(metrics["attacks"]),
+        "attacks": figure.attacks,
         "folds": metrics["folds"],
     }
 
@@ -169,19 +162,33 @@ class _Figure:
         return self.value - half * wider
 
 
-def _figures(metrics: Mapping[str, Any], key: str | None, field: str = "attacks") -> list[_Figure]:
-    entries = metrics.get(field) or ()
-    return [_Figure(entry, key, len(entries), metrics["folds"]) for entry in entries]
+def _figures(entries: Sequence[Mapping[str, Any]], key: str | None, folds: int) -> list[_Figure]:
+    return [_Figure(entry, key, len(entries), folds) for entry in entries]
 
 
 def _greatest(figures: Sequence[_Figure]) -> _Figure:
     return max(figures, key=lambda figure: figure.value)
 
 
-def _judge(metrics: Mapping[str, Any]) -> tuple[str, str, _Figure]:
+_Judged = tuple[str, str, _Figure]
+
+
+def _judge(metrics: Mapping[str, Any]) -> _Judged:
     """Level, sentence, and the figure that they rest on."""
-    key = wording.telling_fpr(metrics)
-    aucs, tprs = _figures(metrics, None), _figures(metrics, key or "0.01")
+    key, folds = wording.telling_fpr(metrics), metrics["folds"]
+    named = [entry for entry in metrics["attacks"] if entry["name"] == metrics.get("default")]
+    others = [entry for entry in metrics["attacks"] if entry not in named]
+    if not named:
+        return _judge_among(others, key, folds)
+    by_default = _judge_among(named, key, folds)
+    by_others = _judge_among(others, key, folds) if others else by_default
+    levels = list(LEVELS)
+    return min(by_default, by_others, key=lambda judged: levels.index(judged[0]))
+
+
+def _judge_among(entries: Sequence[Mapping[str, Any]], key: str | None, folds: int) -> _Judged:
+    """As `_judge`, by the strongest of these attacks."""
+    aucs, tprs = _figures(entries, None, folds), _figures(entries, key or "0.01", folds)
     tried = f"the strongest of {len(aucs)} attacks" if len(aucs) > 1 else "the attack"
     at_low = f"t a false-alarm rate of {_one_in(tprs[0])}"
     if all(auc.interval is None for auc in aucs):
@@ -263,7 +270,8 @@ def _examples_given_away(metrics: Mapping[str, Any]) -> str:
 
 def _canaries(metrics: Mapping[str, Any]) -> str:
     """A sentence on inserted canaries, if some attack surely tells them."""
-    above = [auc for auc in _figures(metrics, None, "canary_attacks") if auc.lower > auc.chance]
+    of_canaries = _figures(metrics.get("canary_attacks") or (), None, metrics["folds"])
+    above = [auc for auc in of_canaries if auc.lower > auc.chance]
     if not above:
         return ""
     best = _greatest(above)
