@@ -1,6 +1,8 @@
 """What an attack gains from more views and from more shadow models, from one run.
 
-docs/methods.md, 1: "Queries 1 / 2 / 18 / 162", and figures 9 and 17.
+docs/methods.md, 1: "Queries 1 / 2 / 18 / 162", and figures 9 and 17. Where targets times examples
+are more than DECISIONS, the points rest on a random part of the examples, the same for all, except
+those of all models and views, which are the attacks themselves.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from jaxtyping import Float
 
 from lira_jax import workers
 from lira_jax.attacks import lira
+from lira_jax.attacks.draws import keys
 from lira_jax.attacks.references import References, find
 from lira_jax.config import AttackConfig
 from lira_jax.errors import InputError
@@ -22,6 +25,9 @@ from lira_jax.score_set import ScoreSet
 
 # Of the bootstrap behind every point: enough for a bar in a figure.
 REPLICATES = 200
+# Decisions (targets × examples) behind a point; more than some millions tell nothing new, and take
+# most of the time of the attack stage.
+DECISIONS = 2**21
 
 # The paper's sets of views: the image; its mirror; 9 shifts of both; 81 shifts of both.
 QUERIES = (1, 2, 18, 162)
@@ -56,6 +62,7 @@ def by_queries(
     Returns:
         One entry per number of views and variant: queries, name and `judging.headline`.
     """
+    score_set, rule = _part(score_set, rule)
     largest = config.queries or score_set.scores.shape[2]
     sizes = [q for q in QUERIES if q < largest] + [largest] * (known is None)
     variances = _variances(names)
@@ -97,6 +104,7 @@ def by_models(
         One entry per M and variant: models (M), targets, name and `judging.headline`; and one per
         M for which some group leaves an example without references: models, reason.
     """
+    score_set, rule = _part(score_set, rule)
     models = score_set.keep.shape[0]
     block = rule.fold if rule.order is None else None
     variances = _variances(names)
@@ -123,6 +131,25 @@ def by_models(
 
     entries = _judged(points(), score_set, rule)
     return entries + _known({"models": models, "targets": models}, names, known), skipped
+
+
+def _part(score_set: ScoreSet, rule: References) -> tuple[ScoreSet, References]:
+    """The examples that points rest on: all, or so many drawn at random that DECISIONS are left.
+
+    Drawn by a hash of the scores (`draws.py`), so the same wherever models and examples stand.
+    """
+    models, examples = score_set.keep.shape
+    most = max(DECISIONS // models, 1)
+    if examples <= most:
+        return score_set, rule
+    chosen = np.zeros(examples, bool)
+    chosen[np.argsort(keys(score_set)[1], kind="stable")[:most]] = True
+    order = None if rule.order is None else rule.order[:, chosen]
+    # Scores alone: LiRA asks for nothing else.
+    scores = ScoreSet(
+        score_set.scores[:, chosen], score_set.keep[:, chosen], score_set.block, score_set.source
+    )
+    return scores, dataclasses.replace(rule, order=order)
 
 
 def _judged(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int, UInt16
+from jaxtyping import Bool, Float, Float32, Int, Num, UInt16
 from scipy.sparse import csc_array, csr_array
 
 from lira_jax import workers
@@ -23,6 +23,9 @@ GRID = 1_000
 REPLICATES = 500
 # Points of the band around a curve, log-spaced in the false-positive rate.
 BAND = 120
+# Examples times folds whose weights are multiplied at once, and cells in which thresholds are found.
+ROWS = 2**15
+CELLS = 2**14
 
 
 def intervals(
@@ -208,35 +211,80 @@ def _weighted_counts(
     rows, weights = resamples.rows, resamples.weights
     bins = grid.size + 1
     shape = (len(sides) * bins, weights.folds.shape[1])
-    most = int(weights.narrow.max(initial=0))
+    examples = scores.shape[1]
+    reached = _count_at_most(grid)
 
-    def of_fold(unit: int) -> tuple[Int[np.ndarray, " K"], Float32[np.ndarray, "K R"]]:
-        """The bins that hold something, and what they hold. Whole numbers, so exact."""
+    def pairs(unit: int) -> tuple[Int[np.ndarray, " P"], Int[np.ndarray, " P"]]:
+        """The example and the bin of every score of a fold that counts, by example."""
         own = scores[rows[unit]]
         taken = np.stack([side[rows[unit]] for side in sides], axis=-1)  # [B, E, S]
         example, target, side = np.nonzero(np.ascontiguousarray(taken.transpose(1, 0, 2)))
         # Bin b holds what is at or above all but b thresholds: the highest come first.
-        place = bins * (side + 1) - 1
-        place -= np.searchsorted(grid, own[target, example], side="right")
+        return example, bins * (side + 1) - 1 - reached(own[target, example])
+
+    def of_folds(units: range) -> tuple[Int[np.ndarray, " K"], Num[np.ndarray, "K R"]]:
+        """The bins that hold something, and what they hold. Whole numbers, so exact."""
+        found = [pairs(unit) for unit in units]
+        example = np.concatenate([one[0] + n * examples for n, one in enumerate(found)])
+        place = np.concatenate([one[1] for one in found])
         counts = np.bincount(place, minlength=shape[0])
         filled = np.flatnonzero(counts)
         number = np.empty(shape[0], np.int32)
         number[filled] = np.arange(filled.size)
-        starts = np.append(0, np.cumsum(np.bincount(example, minlength=scores.shape[1])))
+        rows_of = len(units) * examples
+        starts = np.append(0, np.cumsum(np.bincount(example, minlength=rows_of)))
         # In the order of examples, whose weights are then read once, from first to last.
         by_example = (np.ones(example.size, np.uint16), number[place], starts.astype(np.int32))
-        examples = weights.narrow
-        if int(counts.max(initial=0)) * most >= 2**16:
-            examples = weights.examples
-        size = (filled.size, scores.shape[1])
-        product = csc_array(by_example, shape=size, dtype=examples.dtype) @ examples
-        return filled, product * weights.folds[unit]
+        of_fold = weights.folds[units.start : units.stop, np.newaxis]  # [G, 1, R]
+        largest = int(counts.max(initial=0)) * int(weights.narrow.max(initial=0))
+        narrow = largest * int(of_fold.max()) < 2**16
+        drawn = weights.narrow if narrow else weights.examples
+        if len(units) > 1:
+            drawn = (of_fold.astype(drawn.dtype) * drawn).reshape(rows_of, -1)
+        size = (filled.size, rows_of)
+        product = csc_array(by_example, shape=size, dtype=drawn.dtype) @ drawn
+        return filled, product if len(units) > 1 else product * of_fold[0]
 
+    # Few examples: several folds in one product, as adding it to the total is then the long work.
+    together = max(1, ROWS // examples)
+    groups = [range(n, min(n + together, len(rows))) for n in range(0, len(rows), together)]
     total = np.zeros(shape)
-    for filled, product in workers.in_order(of_fold, range(len(rows))):
+    for filled, product in workers.in_order(of_folds, groups):
         total[filled] += product
     counts = np.cumsum(total.reshape(len(sides), bins, -1), axis=1)
     return np.concatenate([np.zeros_like(counts[:, :1]), counts], axis=1)
+
+
+def _count_at_most(
+    grid: Float[np.ndarray, " G"],
+) -> Callable[[Float[np.ndarray, " P"]], Int[np.ndarray, " P"]]:
+    """What gives, for each of many values, how many of the ascending thresholds it reaches.
+
+    Nearly all values lie in one of CELLS equal cells without a threshold, which tells the answer;
+    the others are searched.
+    """
+    low, high = grid[[grid.size // 100, -1 - grid.size // 100]]
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        scale = CELLS / (high - low)
+
+    if not (np.isfinite([low, high, scale]).all() and high > low):
+        return lambda values: np.searchsorted(grid, values, side="right")
+
+    def cell(values: Float[np.ndarray, " P"]) -> Int[np.ndarray, " P"]:
+        place = (values - low) * scale  # rises with the value, however it is rounded
+        return np.clip(place, 0, CELLS - 1, out=place).astype(np.intp)
+
+    last = np.cumsum(np.bincount(cell(grid), minlength=CELLS))
+    empty = np.diff(last, prepend=0) == 0
+
+    def count(values: Float[np.ndarray, " P"]) -> Int[np.ndarray, " P"]:
+        place = cell(values)
+        result = last[place]
+        unsure = np.flatnonzero(~empty[place])
+        result[unsure] = np.searchsorted(grid, values[unsure], side="right")
+        return result
+
+    return count
 
 
 def percentiles(replicates: Float[np.ndarray, " R"]) -> list[float]:

@@ -8,12 +8,17 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from lira_jax.analysis.budgets import DECISIONS
 from lira_jax.evaluation import FPRS
 from lira_jax.evaluation.wording import fpr_text, is_few, telling_fpr, tpr
 from lira_jax.figures import style
 from lira_jax.figures.style import Drawing, Missing, figure, plain, rendered
 from lira_jax.findings import Findings
 
+_PART = (
+    f"Bars: 95 % intervals. With more than {DECISIONS:,} decisions, all points but the last rest "
+    "on a random part of the examples."
+)
 _FILLED = "Filled: at least ten false positives are expected behind the rate; hollow: fewer."
 
 
@@ -68,7 +73,7 @@ def _budget(
         labels = [*map(plain, names), "chance"]
         style.legend_below(made, [*keys, style.chance_key()], labels, handlelength=2.6)
         pictures = rendered(made)
-    return Drawing(name, paper, title, f"{caption} Bars: 95 % intervals. {_FILLED}", **pictures)
+    return Drawing(name, paper, title, f"{caption} {_PART} {_FILLED}", **pictures)
 
 
 def _with_intervals(

@@ -84,7 +84,7 @@ def _losses(findings: Findings, picks: dict[str, int]) -> Drawing | Missing:
         axes.xaxis.set_minor_formatter(NullFormatter())
         for phi, colour in ((outside, style.OUT), (inside, style.IN)):
             values = np.maximum(np.logaddexp(0.0, -phi), 1e-300)
-            axes.hist(values, edges.tolist(), color=colour, alpha=0.5)
+            axes.hist(values, edges.tolist(), color=colour, alpha=0.5, histtype="stepfilled")
 
     pictures = _four_panels(findings, picks, draw, "Cross-entropy loss", "Models", fits=False)
     caption = (
@@ -280,7 +280,9 @@ def _two_histograms(axes: Axes, inside: Floats, outside: Floats) -> None:
         low, high = low - 0.5, high + 0.5
     edges = np.linspace(low, high, int(np.clip(2 * np.sqrt(both.size), 8, 30)) + 1)
     for values, colour in ((outside, style.OUT), (inside, style.IN)):
-        axes.hist(values, edges.tolist(), density=True, color=colour, alpha=0.5)
+        axes.hist(
+            values, edges.tolist(), density=True, color=colour, alpha=0.5, histtype="stepfilled"
+        )
 
 
 def _fits(axes: Axes, inside: Floats, outside: Floats) -> None:
