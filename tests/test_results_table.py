@@ -67,7 +67,7 @@ def test_cells_say_what_is_surely_behind_the_default_surely_ahead_or_level(judge
 def test_what_the_default_is_surely_behind_is_said_in_a_line_of_its_own(judged):
     [online, _] = re.findall(r"^TPR .*`usual` is surely ahead.*$", judged, re.MULTILINE)
     assert "of 12 comparisons, `usual` is surely ahead in 3, level in 6, and" in online
-    assert "**surely behind in 3**: `strong` on A small run with 4 models −" in online
+    assert "**surely behind in 3**: `strong` with 4 models −" in online
     [offline] = re.findall(r"^AUC.*`usual-offline` is.*$", judged, re.MULTILINE)
     assert offline.endswith("surely ahead in 0, level in 3, and surely behind in none.")
 
@@ -78,6 +78,15 @@ def test_the_summary_names_the_best_other_attack_and_the_difference(judged):
     assert [models for models, _ in summary] == ["4", "8", "16"]
     for _, difference in summary:
         assert re.fullmatch(r"−[\d.]+ \(−[\d.]+ to −[\d.]+\) \*\*behind\*\*", difference)
+
+
+def test_where_there_are_several_runs_the_line_says_on_which(every_attack):
+    runs = [every_attack.Run(name, f"Run {name}") for name in "ab"]
+    score_set = masks_in_blocks(4, 2)
+    found = [one for run in runs for one in every_attack.judge(run, score_set)]
+    text = every_attack.section(found, {"a": "", "b": ""})
+    assert "`strong` on Run a with 4 models" in text
+    assert "`strong` on Run b with 4 models" in text
 
 
 def test_a_run_says_how_it_was_made_and_what_could_not_be_run(judged):

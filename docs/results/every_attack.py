@@ -255,11 +255,12 @@ def _standing(found: Found, reference: str) -> str:
     for title, places in found.items():
         all_of_them = [difference for place in places for difference in place]
         marks = [difference.mark for difference in all_of_them]
+        several = len({difference.where.run for difference in all_of_them}) > 1
         behind: dict[str, list[str]] = {}
         for each in all_of_them:
             if each.mark == AHEAD:
-                at = f"with {each.where.models} models {each}"
-                behind.setdefault(f"`{each.other}` on {each.where.run.title}", []).append(at)
+                what = f"`{each.other}`" + f" on {each.where.run.title}" * several
+                behind.setdefault(what, []).append(f"with {each.where.models} models {each}")
         sure = "; ".join(f"{what} {', '.join(at)}" for what, at in behind.items())
         lines.append(
             f"{title}: of {len(marks)} comparisons, `{reference}` is surely ahead in "
@@ -358,7 +359,7 @@ def main() -> None:
         judged = [one for run, score_set in runs.items() for one in judge(run, score_set)]
     settings = {run.name: setting(run, score_set) for run, score_set in runs.items()}
     fill(PAGE, {"every-attack": section(judged, settings)})
-    print(f"{PAGE}: {len(judged)} tables of {len(runs)} runs recomputed")
+    print(f"{PAGE}: recomputed from {', '.join(run.file.name for run in runs)}")
 
 
 if __name__ == "__main__":
