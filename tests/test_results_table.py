@@ -111,6 +111,17 @@ def test_each_group_of_models_is_attacked_as_a_run_of_its_own(every_attack, monk
         assert count == references
 
 
+def test_the_default_without_in_references_is_not_its_best_other_attack(every_attack, monkeypatch):
+    monkeypatch.setattr(every_attack, "OFFLINE", "strong")
+    [judged] = every_attack.judge(every_attack.RUNS[0], masks_in_blocks(4, 2))
+    found = {
+        figure.title: [every_attack.differences(judged, figure, "usual")]
+        for figure in (every_attack.TPR, every_attack.AUC)
+    }
+    assert "`strong`" in every_attack._standing(found, "usual")
+    assert "`strong`" not in every_attack._summary([judged], found, "usual")
+
+
 def test_numbers_of_models_that_leave_no_references_are_left_out(every_attack):
     found = every_attack.judge(every_attack.RUNS[0], masks_in_blocks(16, 4))
     assert [one.models for one in found] == [8, 16]

@@ -1,7 +1,7 @@
 """Every attack against the default, on every run that is kept and at every number of models.
 
-    python docs/results/every_attack.py             # rewrites its part of docs/results.md
-    python docs/results/every_attack.py --pack DIR  # first keeps the scores of a finished run
+    python docs/results/every_attack.py               # rewrites its part of docs/results.md
+    python docs/results/every_attack.py --pack DIR …  # first keeps the scores of finished runs
 
 No JAX, no images: attacks on the scores beside this script (float16). A run takes part once its
 file is there, under the name of its configuration.
@@ -35,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from kept import HERE, pack
 from shared import AT, fill, table
 
+# The attack that the verdict rests on.
 DEFAULT = "lira-online-shrinkage"
 # The default where no reference trained on the example, and the attacks that need no such reference
 # although their names do not say so.
@@ -281,7 +282,9 @@ def _summary(judged: Sequence[Judged], found: Found, reference: str) -> str:
         first = place == 0 or judged[place - 1].run != where.run
         row = [where.run.title if first else "", f"{where.models}"]
         for figure in (TPR, AUC):
-            best = min(found[figure.title][place], key=lambda difference: difference.value)
+            # The default without IN references is no other attack; tables of runs have it.
+            others = [each for each in found[figure.title][place] if each.other != OFFLINE]
+            best = min(others, key=lambda difference: difference.value)
             verdict = {BEHIND: " **ahead**", AHEAD: " **behind**", LEVEL: ""}[best.mark]
             star = "\\*" if where.few and figure is TPR else ""
             row += [
@@ -350,10 +353,16 @@ def _points(share: float) -> str:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Compare every attack with the default.")
-    parser.add_argument("--pack", type=Path, metavar="DIR", help="a finished run to keep first")
-    chosen = parser.parse_args()
-    if chosen.pack is not None:
-        pack(chosen.pack, HERE / f"{chosen.pack.name}.npz")
+    parser.add_argument(
+        "--pack",
+        type=Path,
+        metavar="DIR",
+        nargs="+",
+        default=[],
+        help="finished runs to keep first",
+    )
+    for directory in parser.parse_args().pack:
+        pack(directory, HERE / f"{directory.name}.npz")
     runs = {run: check(read_npz(run.file)) for run in RUNS if run.file.exists()}
     with threadpool_limits(1, "blas"):
         judged = [one for run, score_set in runs.items() for one in judge(run, score_set)]
