@@ -32,17 +32,17 @@ def read(runs: Path, configs: Iterable[Path], part: str) -> dict[str, Entry]:
 
 
 def fill(page: Path, parts: Mapping[str, str]) -> None:
-    """Make anew what stands between the marks of a page.
+    """Make anew what stands between the marks of a page that are named; other marks' parts stay.
 
     Raises:
-        KeyError: a mark without a part of that name.
         ValueError: a part whose mark is not there once.
     """
     text = page.read_text("utf-8")
     for name in parts:
         if text.count(f"<!-- {name} -->\n") != 1:
             raise ValueError(f"{page} should have <!-- {name} --> once")
-    pattern = re.compile(r"(<!-- (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+    names = "|".join(map(re.escape, parts))
+    pattern = re.compile(rf"(<!-- ({names}) -->\n).*?(<!-- end -->)", re.DOTALL)
     filled = pattern.sub(lambda mark: f"{mark[1]}\n{parts[mark[2]]}\n\n{mark[3]}", text)
     page.write_text(filled, "utf-8")
 

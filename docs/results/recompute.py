@@ -22,12 +22,11 @@ from lira_jax import figures, score_set
 from lira_jax.analysis import analyse
 from lira_jax.config import AttackConfig
 from lira_jax.figures import Drawing
-from lira_jax.run import score_files
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from kept import HERE, pack
 from shared import AT, fill, rate, share, table
 
-HERE = Path(__file__).parent
 SCORES = HERE / "cifar10_jpeg.npz"
 PAGE = HERE.parent / "results.md"
 DRAWN = ("roc", "by_models", "roc_newer")
@@ -58,27 +57,6 @@ ABLATION: dict[tuple[str, str], tuple[float, float | None]] = {
     ("online", "+ multiple queries"): (8.4, 27.6),
 }
 QUERIES = {1: 5.6, 2: 7.5, 18: 8.4}
-
-
-def pack(run: Path) -> None:
-    """Keep a finished run's scores in float16."""
-    held = score_files.read_score_set(run)
-    arrays = {"scores": held.scores, "logits": held.logits, "merlin": held.merlin,
-              "gradient_norm": held.gradient_norm}  # fmt: skip
-    found = {
-        name: np.asarray(array).astype(np.float16)
-        for name, array in arrays.items()
-        if array is not None
-    }
-    assert held.labels is not None
-    assert held.block is not None
-    np.savez_compressed(
-        SCORES,
-        keep=held.keep,
-        labels=np.asarray(held.labels).astype(np.uint8),
-        block=np.array(held.block),
-        **found,  # type: ignore[arg-type]
-    )
 
 
 def blocks(metrics: Mapping[str, Any]) -> dict[str, str]:
@@ -224,7 +202,7 @@ def main() -> None:
     parser.add_argument("--pack", type=Path, metavar="DIR", help="a finished run to keep first")
     chosen = parser.parse_args()
     if chosen.pack is not None:
-        pack(chosen.pack)
+        pack(chosen.pack, SCORES)
     findings = analyse.analyse(score_set.read_npz(SCORES), AttackConfig(), progress=True)
     for drawing in figures.draw(findings):
         if isinstance(drawing, Drawing) and drawing.name in DRAWN:
