@@ -342,6 +342,8 @@ class AttackConfig(_Section):
         queries: Use the first this many views [views]; 0 uses all.
         centre: Centre of each example's IN and OUT scores: mean (the paper's text) or median (its
             code).
+        centred: Take off every score what its model gives to all examples, and to all of the class,
+            before every attack; hierarchical LiRA does so by itself.
         extra: An attack of your own to run beside the others, as `package.module:function`; empty
             for none.
         fpr: False-positive rate at which decisions about a target of your own are made, between 0
@@ -352,6 +354,7 @@ class AttackConfig(_Section):
 
     queries: Whole = 0
     centre: Literal["mean", "median"] = "mean"
+    centred: bool = False
     extra: str = ""
     fpr: Rate = 0.001
     # Beyond these limits, logits in float32 may overflow, or all be 0.

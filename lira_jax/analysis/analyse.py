@@ -26,6 +26,7 @@ from lira_jax.attacks import (
     Attack,
     Family,
     ablation,
+    centring,
     reference_code,
     references,
 )  # fmt: skip
@@ -143,6 +144,9 @@ def analyse(
     given, absurd = score_set, outliers.find(score_set, config.queries)
     kept = outliers.kept_models(given, rule, absurd)
     score_set = outliers.as_attacked(given, absurd, kept)
+    differing = centring.differences(score_set, config.queries)
+    if config.centred:
+        score_set = centring.scores_centred(score_set, config.queries)
     rule = references.find(score_set)
     models, examples, views = score_set.scores.shape
     used = config.queries or views
@@ -203,6 +207,7 @@ def analyse(
         "by_models": by_models,
         "by_models_left_out": no_levels,
         "accuracy": _accuracy(natural_given),
+        "model_levels": differing,
         "outliers": outliers.as_json(given, absurd, kept),
         "epsilon": bound,
         "canary_attacks": canary_entries or None,

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from lira_jax import workers
-from lira_jax.attacks import lira
+from lira_jax.attacks import lira, lira_bayes
 from lira_jax.attacks.draws import keys
 from lira_jax.attacks.references import References, find
 from lira_jax.config import AttackConfig
@@ -31,9 +31,13 @@ DECISIONS = 2**21
 
 # The paper's sets of views: the image; its mirror; 9 shifts of both; 81 shifts of both.
 QUERIES = (1, 2, 18, 162)
-BY_QUERIES = ("lira-online", "lira-online-shrinkage", "lira-offline", "lira-offline-shrinkage")
+BY_QUERIES = (
+    *lira_bayes.NAMES, "lira-online", "lira-online-shrinkage", "lira-offline",
+    "lira-offline-shrinkage",
+)  # fmt: skip
 # Figure 9: a variance per example against a global one; and what is meant to be best of both.
 BY_MODELS = (
+    *lira_bayes.NAMES,
     "lira-online",
     "lira-online-global",
     "lira-online-shrinkage",
@@ -65,12 +69,11 @@ def by_queries(
     score_set, rule = _part(score_set, rule)
     largest = config.queries or score_set.scores.shape[2]
     sizes = [q for q in QUERIES if q < largest] + [largest] * (known is None)
-    variances = _variances(names)
 
     def points() -> Iterator[tuple[dict[str, Any], Float[np.ndarray, "N E"]]]:
         for queries in sizes:
             chosen = dataclasses.replace(config, queries=queries)
-            scores = lira.likelihoods(score_set, rule, chosen, variances=variances)
+            scores = _scores(score_set, rule, chosen, names)
             for name in names:
                 if name in scores:
                     yield {"queries": queries, "name": name}, scores.pop(name)
@@ -107,7 +110,6 @@ def by_models(
     score_set, rule = _part(score_set, rule)
     models = score_set.keep.shape[0]
     block = rule.fold if rule.order is None else None
-    variances = _variances(names)
     sizes = [size for size in levels(models, rule) if known is None or size < models]
     skipped = []
 
@@ -116,7 +118,7 @@ def by_models(
             starts = range(0, models - size + 1, size)
 
             def group(start: int, size: int = size) -> dict[str, Float[np.ndarray, "M E"]]:
-                return _group(score_set, start, size, block, config, variances)
+                return _group(score_set, start, size, block, config, names)
 
             try:
                 parts = list(workers.in_order(group, starts, len(starts)))
@@ -145,11 +147,13 @@ def _part(score_set: ScoreSet, rule: References) -> tuple[ScoreSet, References]:
     chosen = np.zeros(examples, bool)
     chosen[np.argsort(keys(score_set)[1], kind="stable")[:most]] = True
     order = None if rule.order is None else rule.order[:, chosen]
-    # Scores alone: LiRA asks for nothing else.
-    scores = ScoreSet(
-        score_set.scores[:, chosen], score_set.keep[:, chosen], score_set.block, score_set.source
-    )
-    return scores, dataclasses.replace(rule, order=order)
+    labels = score_set.labels
+    # LiRA and its kin ask for nothing else.
+    part = ScoreSet(
+        score_set.scores[:, chosen], score_set.keep[:, chosen], score_set.block, score_set.source,
+        labels=None if labels is None else labels[chosen],
+    )  # fmt: skip
+    return part, dataclasses.replace(rule, order=order)
 
 
 def _judged(
@@ -178,14 +182,20 @@ def _known(
     ]
 
 
-def _variances(names: Sequence[str]) -> list[str]:
-    """Those of LiRA's estimates of variance that the names ask for."""
+def _scores(
+    score_set: ScoreSet, rule: References, config: AttackConfig, names: Sequence[str]
+) -> dict[str, Float[np.ndarray, "N E"]]:
+    """Scores of those of LiRA's variants, and of hierarchical LiRA's, that the names ask for."""
     kinds = ("lira-online", "lira-offline")
-    return [
+    variances = [
         variance
         for variance in lira.VARIANCES
         if any(f"{kind}{variance}" in names for kind in kinds)
     ]
+    scores = lira.likelihoods(score_set, rule, config, variances=variances) if variances else {}
+    if any(name in names for name in lira_bayes.NAMES):
+        scores |= lira_bayes.attack(score_set, rule, config)
+    return scores
 
 
 def levels(models: int, rule: References) -> list[int]:
@@ -204,9 +214,12 @@ def _group(
     size: int,
     block: int | None,
     config: AttackConfig,
-    variances: Sequence[str],
+    names: Sequence[str],
 ) -> dict[str, Float[np.ndarray, "M E"]]:
-    """LiRA on the models start … start + size − 1 alone."""
+    """The attacks on the models start … start + size − 1 alone."""
     group = slice(start, start + size)
-    part = ScoreSet(score_set.scores[group], score_set.keep[group], block, score_set.source)
-    return lira.likelihoods(part, find(part), config, variances=variances)
+    part = ScoreSet(
+        score_set.scores[group], score_set.keep[group], block, score_set.source,
+        labels=score_set.labels,
+    )  # fmt: skip
+    return _scores(part, find(part), config, names)

@@ -12,6 +12,7 @@ answer. It takes the target's scores on many examples, which an auditor has.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from lira_jax import workers
+from lira_jax.attacks.thresholds import mean_score
+from lira_jax.score_set import ScoreSet
 
 # Tukey's fences: so many interquartile ranges beyond the quartiles.
 FENCE = 1.5
@@ -59,6 +62,61 @@ def centre(
     order = np.argsort(labels, kind="stable")
     starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
     return of_all, _take_off(x, np.split(order, starts[1:]), others)
+
+
+def scores_centred(score_set: ScoreSet, queries: int) -> ScoreSet:
+    """With φ of every view less the levels of its model, which are those of the mean over views.
+
+    Logits and what else an attack may take stay as they are. All in memory.
+
+    Args:
+        score_set: of a run.
+        queries: views to use; 0: all.
+    """
+    mean = mean_score(score_set.scores, queries)
+    off = mean.copy()
+    centre(mean, score_set.labels)
+    off -= mean
+    scores = np.array(score_set.scores)
+    for model, level in zip(scores, off, strict=True):
+        model -= level[:, np.newaxis].astype(scores.dtype)
+    scores.flags.writeable = False
+    return dataclasses.replace(score_set, scores=scores)
+
+
+def differences(score_set: ScoreSet, queries: int = 0) -> dict[str, Any]:
+    """How much models differ in what they give in general, and to a class.
+
+    Args:
+        score_set: of a run.
+        queries: views to use; 0: all.
+
+    Returns:
+        noise: median over examples of the standard deviation of mean φ over models, in which the
+        others are seen; all: standard deviation over models of their level on all examples;
+        classes: the same within each class, less the level on all examples, its root mean square
+        over classes, or None without labels; largest: the class where it is most, and how much;
+        and for both the share, in [0, 1], by which it is more than chance.
+    """
+    x = mean_score(score_set.scores, queries)
+    noise = float(np.median(x.std(axis=0, ddof=1)))
+    of_all, of_classes = centre(x, score_set.labels)
+    found: dict[str, Any] = {
+        "noise": noise,
+        "all": float(of_all.level.std()),
+        "all_share": float(of_all.share[0]),
+        "classes": None,
+        "classes_share": None,
+        "largest": None,
+    }
+    if of_classes is not None:
+        spread = of_classes.level.std(axis=0)
+        names = np.unique(np.asarray(score_set.labels))
+        found["classes"] = float(np.sqrt(np.square(spread).mean()))
+        found["classes_share"] = float(of_classes.share.mean())
+        most = int(spread.argmax())
+        found["largest"] = {"class": int(names[most]), "spread": float(spread[most])}
+    return found
 
 
 def _take_off(

@@ -32,6 +32,7 @@ TABLE_1 = (
 VARIANCES = ("", "-global", "-pooled", "-shrinkage")
 ONLINE = tuple(f"lira-online{variance}" for variance in VARIANCES)
 OFFLINE = tuple(f"lira-offline{variance}" for variance in VARIANCES)
+HIERARCHICAL = ("lira-bayes", "lira-bayes-offline")
 GRADIENT = ("gradient-norm", "lira-online-gradient-norm")
 
 GREY_AREA = f"Grey: fewer than {FEW_FALSE_POSITIVES} false positives are expected there."
@@ -60,12 +61,16 @@ class Labelled:
 def every(findings: Findings) -> list[Drawing | Missing]:
     """All ROC figures of one run."""
     curves = findings.curves
-    others = [name for name in curves if name not in {*TABLE_1, *ONLINE, *OFFLINE, *GRADIENT}]
+    known = {*TABLE_1, *ONLINE, *OFFLINE, *GRADIENT, *HIERARCHICAL}
+    others = [name for name in curves if name not in known]
+    of_out = [name for name in others if name.endswith("-offline") or name.startswith("pmia-")]
+    newer = [name for name in others if name not in of_out]
     return [
         _attacks(
-            findings, "roc", "Figure 1", "LiRA and earlier attacks", TABLE_1,
-            "ROC of the attacks of Table I; the band is LiRA's 95 % interval.",
-            bands=("lira-online",),
+            findings, "roc", "Figure 1", "LiRA and earlier attacks",
+            (HIERARCHICAL[0], *TABLE_1),
+            "ROC of the attacks of Table I and of hierarchical LiRA, with its 95 % interval.",
+            bands=(HIERARCHICAL[0],),
         ),
         _linear_and_log(findings),
         _attacks(
@@ -91,9 +96,15 @@ def every(findings: Findings) -> list[Drawing | Missing]:
         ),
         _attacks(
             findings, "roc_newer", "", "Newer attacks and attacks of one's own beside LiRA",
-            ("lira-online", "lira-online-shrinkage", *others),
+            (HIERARCHICAL[0], "lira-online", "lira-online-shrinkage", *newer),
             "ROC of attacks that are later than the LiRA paper, and of the user's own.",
-            needs=tuple(others) or ("rmia-online",),
+            needs=tuple(newer) or ("rmia-online",),
+        ),
+        _attacks(
+            findings, "roc_newer_offline", "", "Newer offline attacks beside LiRA",
+            (HIERARCHICAL[1], "lira-offline", "lira-offline-shrinkage", *of_out),
+            "ROC of later attacks that need no model that trained on the example.",
+            needs=tuple(of_out) or ("rmia-offline",),
         ),
     ]  # fmt: skip
 

@@ -307,10 +307,13 @@ def accuracy_tables(metrics: Entry) -> tuple[Table, Table]:
 
 def label(findings: Findings, example: int) -> str:
     """What the example is labelled; empty where that is not known."""
-    labels, classes = findings.score_set.labels, findings.classes
-    if labels is None:
-        return ""
-    number = int(labels[example])
+    labels = findings.score_set.labels
+    return "" if labels is None else class_name(findings, int(labels[example]))
+
+
+def class_name(findings: Findings, number: int) -> str:
+    """The name of a class, or its number where names are not known."""
+    classes = findings.classes
     return classes[number] if classes is not None and number < len(classes) else f"class {number}"
 
 

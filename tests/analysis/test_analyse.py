@@ -178,7 +178,7 @@ def test_the_ranking_is_of_whichever_attack_it_is_said_to_be_of(monkeypatch):
     def own(held, *_):
         return {"mine": np.asarray(held.scores[:, :, 0], np.float64) - held.scores[0, :, 0]}
 
-    few = {name: ATTACKS[name] for name in ("lira", "yeom")}
+    few = {name: ATTACKS[name] for name in ("lira-bayes", "lira", "yeom")}
     monkeypatch.setattr(analysing, "ATTACKS", few)
     monkeypatch.setattr(analysing, "import_function", lambda *_: own)
     score_set = synthetic(examples=60)
@@ -202,7 +202,7 @@ def with_an_absurd_model():
 
 @pytest.mark.usefixtures("sketched")
 def test_what_is_absurd_is_bounded_left_out_and_told_everywhere(tmp_path, monkeypatch):
-    few = {name: ATTACKS[name] for name in ("lira", "watson")}
+    few = {name: ATTACKS[name] for name in ("lira-bayes", "lira", "watson")}
     monkeypatch.setattr(analysing, "ATTACKS", few)
     metrics = run(with_an_absurd_model(), tmp_path)
     told = metrics["outliers"]
@@ -304,7 +304,7 @@ def test_the_progress_bar_is_full_at_the_end_also_where_families_lack_their_inpu
             super().close()
 
     monkeypatch.setattr(analysing, "tqdm", lambda **options: Bar(**options | {"disable": False}))
-    few = {name: ATTACKS[name] for name in ("lira", "song-mittal", "long", "yeom")}
+    few = {name: ATTACKS[name] for name in ("lira-bayes", "lira", "song-mittal", "long", "yeom")}
     monkeypatch.setattr(analysing, "ATTACKS", few)
     found = analyse(synthetic(examples=60), AttackConfig()).metrics
     assert len(found["not_run"]) == 2

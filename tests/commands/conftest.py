@@ -94,7 +94,7 @@ def run(made, tmp_path):
 @pytest.fixture
 def few_attacks(monkeypatch):
     """Two attacks instead of all."""
-    few = {name: analyse.ATTACKS[name] for name in ("lira", "yeom")}
+    few = {name: analyse.ATTACKS[name] for name in ("lira-bayes", "lira", "yeom")}
     monkeypatch.setattr(analyse, "ATTACKS", few)
     return few
 

@@ -218,7 +218,7 @@ from lira_jax.commands import attack
 from lira_jax.commands.entry import run_stage
 from tests.conftest import sketch
 sketch(pytest.MonkeyPatch())
-analyse.ATTACKS = {name: analyse.ATTACKS[name] for name in ("lira", "yeom")}
+analyse.ATTACKS = {name: analyse.ATTACKS[name] for name in ("lira-bayes", "lira", "yeom")}
 raise SystemExit(run_stage("lira_jax.commands.attack:main"))
 """
 

@@ -166,7 +166,7 @@ from lira_jax.analysis import analyse
 from lira_jax.commands import entry
 from lira_jax.report import files
 
-analyse.ATTACKS = {name: analyse.ATTACKS[name] for name in ("lira", "yeom")}
+analyse.ATTACKS = {name: analyse.ATTACKS[name] for name in ("lira-bayes", "lira", "yeom")}
 Figure.draw_without_rendering = lambda self: None
 Figure.savefig = lambda self, file, *, format, **_: file.write(format.encode())
 real = files.write_text
