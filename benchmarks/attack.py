@@ -10,8 +10,12 @@ attacked by the 254 models outside its block. Measured, each in a process of its
 - `lira`: the eight LiRA variants (online and offline; σ per example, global, pooled, shrunk), whose
   targets are 60 seconds and 4 GB of memory on 2 cores;
 - `attacks`: every family of attacks once, LiRA among them, nothing else;
+- `judging`: every attack's scores judged, one attack after the other: curve, bootstrap, thresholds
+  (in the process of `attacks`, and not in its seconds);
 - `stage`: all that attack.py does: every attack, the ablation, bootstrap intervals, curves,
-  figures, report. Its target is 120 seconds with `--models 64 --examples 10000`;
+  figures, report. Its target is 120 seconds and 4 GB. Each part's seconds and the peak of the
+  process's own memory within it are printed; attacks are judged while later ones are made, and
+  stand together as one part;
 - `loop`: the plain way, one Python step per target and example: pick the IN and OUT references, fit
   mean and standard deviation, SciPy's densities. Two variants only (σ per example). It is timed on
   `--loop-pairs` random pairs of target and example and scaled to all N·E pairs.
@@ -36,16 +40,21 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import hardware
 import numpy as np
 from numpy.lib.format import open_memmap
 from scipy.stats import norm
+from threadpoolctl import threadpool_limits
 
-from lira_jax import attacking
+from lira_jax import attacking, figures
+from lira_jax.analysis import analyse, budgets, exposure, outliers
 from lira_jax.attacks import ATTACKS, lira, references
 from lira_jax.config import AttackConfig
 from lira_jax.data import membership
+from lira_jax.evaluation import judging
+from lira_jax.report import files, page
 from lira_jax.score_set import ScoreSet
 
 BLOCK = 2
@@ -55,6 +64,22 @@ SHIFT = 1.0  # by which members are higher, in the same unit
 
 
 CLASSES = 10
+TASKS = ("lira", "attacks", "stage", "loop")
+# The parts of the stage, one after the other: where each is called from, and its name there.
+PARTS = {
+    "checks": (analyse, "check"),
+    "absurd scores": (outliers, "find"),
+    "attacks, judged": (analyse, "_attack"),
+    "ablation": (analyse, "_ablation"),
+    "curves over models": (budgets, "by_models"),
+    "curves over views": (budgets, "by_queries"),
+    "other statistics": (analyse, "statistic_curves"),
+    "epsilon": (analyse, "_bound"),
+    "exposure": (exposure, "exposure"),
+    "figures": (figures, "draw"),
+    "report page": (page, "write_report"),
+    "files, with figures and page": (files, "write"),
+}
 
 
 def make(folder: Path, models: int, examples: int, queries: int) -> None:
@@ -121,34 +146,68 @@ def loop(score_set: ScoreSet, pairs: int, seed: int) -> tuple[np.ndarray, np.nda
     return drawn, np.array([refit(score_set, *pair) for pair in drawn.tolist()])
 
 
-def own_memory(done: threading.Event, peak: list[int]) -> None:
-    """Keep in `peak` the largest RssAnon [kB] seen until `done`; 0 where /proc does not tell."""
+def own_memory(done: threading.Event, seen: list[tuple[float, int]]) -> None:
+    """Append times and RssAnon [kB] to `seen` until `done`; nothing where /proc does not tell."""
     status = Path("/proc/self/status")
     while status.exists():
         for text in status.read_text().splitlines():
             if text.startswith("RssAnon:"):
-                peak[0] = max(peak[0], int(text.split()[1]))
+                seen.append((time.perf_counter(), int(text.split()[1])))
         if done.wait(0.05):
             break
 
 
-def measure(task: str, folder: Path, pairs: int, seed: int) -> dict[str, float]:
+def most(seen: list[tuple[float, int]], begin: float, end: float) -> int:
+    """The largest memory [bytes] between two times."""
+    return 1024 * max((size for at, size in seen if begin - 0.05 <= at <= end + 0.05), default=0)
+
+
+def timed(parts: dict[str, tuple[float, float, float]]) -> None:
+    """Have each of PARTS put its begin, end and CPU seconds into `parts`, from now on."""
+    for label, (module, name) in PARTS.items():
+        inner = getattr(module, name)
+
+        def part(*given: Any, inner: Any = inner, key: str = label, **named: Any) -> Any:
+            begin, cpu = time.perf_counter(), time.process_time()
+            result = inner(*given, **named)
+            if key == "ablation":  # which is made as it is asked for
+                result = list(result)
+            parts[key] = (begin, time.perf_counter(), time.process_time() - cpu)
+            return result
+
+        setattr(module, name, part)
+
+
+def measure(task: str, folder: Path, pairs: int, seed: int) -> dict[str, Any]:
     """One task in this process: its seconds, memory and a check of what it computed."""
     score_set = read(folder)
-    done, peak = threading.Event(), [0]
-    watch = threading.Thread(target=own_memory, args=(done, peak))
+    done, seen = threading.Event(), list[tuple[float, int]]()
+    parts: dict[str, tuple[float, float, float]] = {}
+    watch = threading.Thread(target=own_memory, args=(done, seen))
     watch.start()
-    found: dict[str, float] = {}
+    found: dict[str, Any] = {}
     start, start_cpu = time.perf_counter(), time.process_time()
     if task == "lira":
         result = lira.attack(score_set, references.find(score_set), AttackConfig())
     elif task == "attacks":
         rule = references.find(score_set)
+        judge, judge_cpu = 0.0, 0.0
         for name, family in ATTACKS.items():
-            begin = time.perf_counter()
-            family.attack(score_set, rule, AttackConfig(), False)
-            found[f"seconds of {name}"] = time.perf_counter() - begin
+            begin, cpu = time.perf_counter(), time.process_time()
+            result = family.attack(score_set, rule, AttackConfig(), False)
+            made = time.perf_counter()
+            parts[name] = (begin, made, time.process_time() - cpu)
+            cpu = time.process_time()
+            with threadpool_limits(1, "blas"):
+                for scores in result.values():
+                    judging.judged(scores, score_set.keep, rule.fold)
+            del result
+            judge += time.perf_counter() - made
+            judge_cpu += time.process_time() - cpu
+            parts[f"judging {name}"] = (made, time.perf_counter(), time.process_time() - cpu)
+        start, start_cpu = start + judge, start_cpu + judge_cpu
     elif task == "stage":
+        timed(parts)
         metrics = attacking.attack(
             score_set, AttackConfig(), "leave-block-out", folder / "attack", progress=False
         )
@@ -162,7 +221,10 @@ def measure(task: str, folder: Path, pairs: int, seed: int) -> dict[str, float]:
     watch.join()
     unit = 1 if sys.platform == "darwin" else 1024
     found["rss"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    found["own"] = peak[0] * 1024
+    found["own"] = most(seen, 0, float("inf"))
+    found["parts"] = {
+        key: [end - begin, cpu, most(seen, begin, end)] for key, (begin, end, cpu) in parts.items()
+    }
     if task == "lira":
         drawn, expected = loop(score_set, min(pairs, 500), seed)
         names = ("lira-online", "lira-offline")
@@ -183,9 +245,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="of each task")
     parser.add_argument("--loop-pairs", type=int, default=5_000, help="pairs the loop is timed on")
     parser.add_argument("--dir", type=Path, help="keep the score file here, or use the one there")
-    parser.add_argument(
-        "--task", choices=("lira", "attacks", "stage", "loop"), help=argparse.SUPPRESS
-    )
+    parser.add_argument("--only", nargs="+", choices=TASKS, help="these tasks alone")
+    parser.add_argument("--task", choices=TASKS, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.task:  # a process of its own, started below
@@ -206,12 +267,7 @@ def report(options: argparse.Namespace, folder: Path) -> None:
         f"{size / 1e9:.2f} GB of scores; median (least–most) of {options.repeats}",
         flush=True,
     )
-    runs: dict[str, list[dict[str, float]]] = {
-        "lira": [],
-        "attacks": [],
-        "stage": [],
-        "loop": [],
-    }
+    runs: dict[str, list[dict[str, Any]]] = {task: [] for task in options.only or TASKS}
     for repeat in range(options.repeats):
         for task, found in runs.items():
             command = [sys.executable, __file__, "--task", task, "--dir", str(folder)]
@@ -220,7 +276,7 @@ def report(options: argparse.Namespace, folder: Path) -> None:
             found.append(json.loads(done.stdout.splitlines()[-1]))
 
     pairs = options.models * options.examples
-    for found in runs["loop"]:
+    for found in runs.get("loop", ()):
         found["seconds"] *= pairs / options.loop_pairs
         found["cpu_seconds"] *= pairs / options.loop_pairs
     print(f"\n{'':7} {'seconds':>25} {'CPU seconds':>12} {'peak RSS':>9} {'its own':>9}")
@@ -231,10 +287,15 @@ def report(options: argparse.Namespace, folder: Path) -> None:
         text = f"{statistics.median(seconds):,.1f} ({min(seconds):,.1f}–{max(seconds):,.1f})"
         print(f"{task:7} {text:>25} {cpu:12,.1f} {rss:6.2f} GB {own:6.2f} GB")
 
-    parts = [key for key in runs["attacks"][0] if key.startswith("seconds of ")]
-    medians = {key: statistics.median(one[key] for one in runs["attacks"]) for key in parts}
-    each = ", ".join(f"{key.removeprefix('seconds of ')} {medians[key]:.1f}" for key in parts)
-    print(f"\nseconds of each family: {each}")
+    for task in [task for task in ("attacks", "stage") if task in runs]:
+        print(f"\n{'parts of ' + task:32} {'seconds':>9} {'CPU':>9} {'its own':>9}")
+        for part in runs[task][0]["parts"]:
+            each = [one["parts"][part] for one in runs[task]]
+            wall, cpu = (statistics.median(one[n] for one in each) for n in range(2))
+            print(f"{part:32} {wall:9,.1f} {cpu:9,.1f} {max(e[2] for e in each) / 1e9:6.2f} GB")
+
+    if len(runs) < len(TASKS):
+        return
 
     def ratio(key: str) -> float:
         return statistics.median(

@@ -21,8 +21,8 @@ wide in level. The number of kinds is that of the best BIC: two scores of an exa
 apart, a hundred scores tell six.
 
 The law is fitted (`fit`) to references alone. Where these are few, the scores of the one target
-have a part in it too, whose side is unknown: both answers count with the probability that the law
-gives them. NumPy only.
+have a part in it too (`with_target`), whose side is unknown: both answers count with the
+probability that the law gives them. NumPy only.
 """
 
 from __future__ import annotations
@@ -215,7 +215,6 @@ def log_odds(law: Law, out: Side, inside: Side, x: Float[np.ndarray, "..."]) -> 
 def fit(
     out: Side,
     inside: Side,
-    target: Float[np.ndarray, " C"] | None = None,
     kinds: tuple[int, ...] = KINDS,
     rounds: int = ROUNDS,
     tolerance: float = TOLERANCE,
@@ -224,7 +223,6 @@ def fit(
 
     Args:
         out, inside: references of C examples.
-        target: scores of one more model, whose side is not known; None without.
         kinds: numbers to try, ascending.
         rounds, tolerance: of EM.
 
@@ -236,29 +234,55 @@ def fit(
     for number in kinds:
         if number > max(1, examples // LEAST_OF_A_KIND):
             break
-        law, evidence = _em(out, inside, target, number, rounds, tolerance)
+        start = _start(out, inside, number)
+        law, evidence = _em(start, out, inside, None, rounds, tolerance)
         bic = PARAMETERS * number * np.log(examples) - 2 * evidence * examples
         if not bic < best_bic:
             break
         best, best_bic = law, bic
-    if best is None or not all(np.isfinite(column).all() for column in best.columns()):
+    return _checked(best, examples)
+
+
+def with_target(
+    law: Law,
+    out: Side,
+    inside: Side,
+    target: Float[np.ndarray, " C"],
+    rounds: int = ROUNDS,
+    tolerance: float = TOLERANCE,
+) -> Law:
+    """The law that these references gave, fitted on with the scores of one more model.
+
+    Args:
+        law: from `fit` on the references.
+        out, inside, rounds, tolerance: as there.
+        target: scores whose side is not known.
+    """
+    _, usual, width = _start(out, inside, law.share.size)
+    fitted, _ = _em((law, usual, width), out, inside, target, rounds, tolerance)
+    return _checked(fitted, out.mean.size)
+
+
+def _checked(law: Law | None, examples: int) -> Law:
+    if law is None or not all(np.isfinite(column).all() for column in law.columns()):
         raise InputError(
             f"lira-bayes: no law fits the scores of these {examples} examples; look for absurd or "
             "constant scores, and leave such models or examples out"
         )
-    return best
+    return law
 
 
 def _em(
+    start: tuple[Law, float, float],
     out: Side,
     inside: Side,
     target: Float[np.ndarray, " C"] | None,
-    kinds: int,
     rounds: int,
     tolerance: float,
 ) -> tuple[Law, float]:
-    """The law of so many kinds, and the mean log evidence of an example under it."""
-    law, usual, width = _start(out, inside, kinds)
+    """The law that EM ends with from that start, and the mean log evidence of an example."""
+    law, usual, width = start
+    kinds = law.share.size
     n_in = float(np.mean(inside.count))
     share_in = n_in / (n_in + float(np.mean(out.count)))
     # The possible answers for the target: statistics with it on either side, and their odds.

@@ -40,7 +40,7 @@ from lira_jax.score_set import ScoreSet
 NAMES = ("lira-bayes", "lira-bayes-offline")
 
 # Laws of a run; more models than the one part that is left out would hardly change them.
-LAWS = 8
+LAWS = 4
 # References of a side up to which targets have laws of their own.
 FEW = 3
 # Examples that a law is fitted to, evenly spaced by their mean score.
@@ -201,13 +201,15 @@ def _laws(score_set: ScoreSet, centred: Centred, progress: bool) -> list[Law]:
     if min(rule.count_in, rule.count_out) <= FEW:
         out, inside = sides(centred, centred.sample)
 
-        def of_target(model: int) -> None:
-            fold = model // rule.fold
-            laws[model] = hierarchical.fit(
-                _of_fold(out, fold), _of_fold(inside, fold), centred.x[model, centred.sample]
-            )
+        def of_fold(fold: int) -> None:
+            both = _of_fold(out, fold), _of_fold(inside, fold)
+            law = hierarchical.fit(*both)
+            for model in range(fold * rule.fold, (fold + 1) * rule.fold):
+                own = centred.x[model, centred.sample]
+                laws[model] = hierarchical.with_target(law, *both, own)
 
-        workers.each(of_target, range(models), None, "lira-bayes: laws", progress)
+        folds = range(models // rule.fold)
+        workers.each(of_fold, folds, None, "lira-bayes: laws", progress)
     else:
 
         def of_part(part: Bool[np.ndarray, " N"]) -> None:
@@ -256,8 +258,10 @@ def of_targets(
     assert centred.targets is not None
     x, every = centred.targets, np.ones(len(centred.x), bool)
     few = min(references.base_in, references.base_out) <= FEW
-    own = x[0, centred.sample] if few and len(x) == 1 else None
-    law = hierarchical.fit(*of_models(centred, every), own)
+    both = of_models(centred, every)
+    law = hierarchical.fit(*both)
+    if few and len(x) == 1:
+        law = hierarchical.with_target(law, *both, x[0, centred.sample])
     out, inside = (_whole(centred.x, side) for side in (~centred.keep, centred.keep))
     of_out, of_in = hierarchical.predict(law, out, inside)
     return OfTarget(

@@ -23,7 +23,7 @@ GRID = 1_000
 REPLICATES = 500
 # Points of the band around a curve, log-spaced in the false-positive rate.
 BAND = 120
-# Examples times folds whose weights are multiplied at once, and cells to find thresholds in.
+# Examples times folds whose weights are multiplied at once; cells in which thresholds are found.
 ROWS = 2**15
 CELLS = 2**14
 

@@ -122,6 +122,31 @@ def test_by_models_attacks_disjoint_groups_as_runs_of_their_own(models, block, s
     assert last["auc"] == evaluation.auc(evaluation.roc(whole, score_set.keep))
 
 
+@pytest.mark.parametrize("made", [synthetic, free])
+def test_above_so_many_decisions_points_rest_on_a_part_that_order_does_not_change(
+    monkeypatch, made
+):
+    score_set = made(models=16)
+    rule = references.find(score_set)
+    whole = budgets.by_queries(score_set, rule, AttackConfig(queries=1))
+    monkeypatch.setattr(budgets, "DECISIONS", 16 * 50)
+    part, of_part = budgets._part(score_set, rule)
+    assert part.keep.shape == (16, 50)
+    assert (of_part.count_in, of_part.count_out) == (rule.count_in, rule.count_out)
+    entries = budgets.by_queries(score_set, rule, AttackConfig(queries=1))
+    found = lira.attack(part, of_part, AttackConfig(queries=1))
+    for entry, before in zip(entries, whole, strict=True):
+        area = evaluation.auc(evaluation.roc(found[entry["name"]], part.keep))
+        assert entry["auc"] == area != before["auc"]
+
+    moved = np.random.default_rng(0).permutation(score_set.keep.shape[1])
+    other = ScoreSet(
+        score_set.scores[:, moved], score_set.keep[:, moved], score_set.block, "file.npz"
+    )
+    again, _ = budgets._part(other, references.find(other))
+    assert {*map(bytes, again.scores.swapaxes(0, 1))} == {*map(bytes, part.scores.swapaxes(0, 1))}
+
+
 def test_more_models_find_more_members_with_a_variance_per_example():
     score_set = synthetic(models=32, examples=300, queries=1)
     entries, _ = budgets.by_models(

@@ -6,6 +6,8 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
@@ -51,6 +53,31 @@ def test_more_equal_scores_than_narrow_sums_hold_are_counted_right():
     for scores, area in ((np.zeros(member.shape), 0.5), (member.astype(float), 1.0)):
         found = evaluation.intervals(scores, member, fold=8, replicates=100)
         assert found["auc_ci"] == [area, area]
+
+
+@pytest.mark.parametrize("folds", [2, np.array([0, 0, 1, 2, 2, 2, 3, 4])])
+def test_folds_counted_together_give_what_each_by_itself_gives(monkeypatch, folds):
+    rng = np.random.default_rng(3)
+    member = rng.random((8, 40)) < 0.5
+    scores = rng.normal(size=member.shape) + member
+    found = []
+    for rows in (1, 2 * 40, 2**15):
+        monkeypatch.setattr(bootstrap, "ROWS", rows)
+        found.append(evaluation.intervals(scores, member, folds, replicates=40))
+    for other in found[1:]:
+        np.testing.assert_equal(other, found[0])
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.floats(allow_nan=False), min_size=1, max_size=200),
+    st.lists(st.floats(allow_nan=False), min_size=1, max_size=60),
+)
+def test_thresholds_reached_are_those_that_a_search_finds(thresholds, values):
+    grid = np.unique(thresholds)
+    at = np.concatenate([values, grid, np.nextafter(grid, -np.inf)])
+    expected = np.searchsorted(grid, at, side="right")
+    np.testing.assert_array_equal(bootstrap._count_at_most(grid)(at), expected)
 
 
 def test_resamples_draw_as_many_folds_and_examples_as_there_are():
