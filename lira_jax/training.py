@@ -110,6 +110,7 @@ def train(
         trained = sum(n in share for group in finished for n in group.models)
         goal = trained + sum(group.size for group in todo)
         ahead = sum(group.size * group.step for group in todo)
+        before_this_call = trained
         progress = Progress(goal * steps, trained * steps + ahead, "train")
         work = _Work(experiment, run, data, steps, goal, began, progress)
         try:
@@ -140,7 +141,7 @@ def train(
         own = any(model in traced.models for model in share)
         likely = loss_tracing.name_likely(experiment, run, data) if own else []
     print(f"{run}: {_outcome(finished, models, shard)}", flush=True)
-    if likely:
+    if likely and goal > before_this_call:
         print(
             f"{run}: most likely to be exposed, as their loss moved most in training: examples "
             f"{', '.join(map(str, likely))}; all in {loss_tracing.LIKELY}",

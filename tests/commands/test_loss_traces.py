@@ -37,11 +37,13 @@ def test_attack_tells_how_good_the_guess_of_training_was(run, call):
     assert "<td" in page.split("Foretold by training alone")[1]
 
 
-def test_train_ends_with_the_examples_most_likely_to_be_exposed(run, call):
-    out = call(train, "--run", run).out
+def test_train_ends_with_the_examples_most_likely_to_be_exposed(call, toml, tmp_path):
+    run = tmp_path / "run"
+    out = call(train, toml, "--run", run, "--train.models", 2).out
     named = ", ".join(map(str, likely(run)[:5]))
     assert f"{run}: most likely to be exposed, as their loss moved most" in out
     assert f"examples {named}; all in likely_exposed.csv" in out
+    assert call(train, "--run", run).out == f"{run}: all 2 models are trained\n"
 
 
 def test_without_traces_nothing_is_said_of_them(run, call):
