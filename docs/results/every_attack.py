@@ -22,7 +22,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from lira_jax import workers
-from lira_jax.attacks import ATTACKS, Family, references
+from lira_jax.attacks import ATTACKS, DEFAULT, Family, references
 from lira_jax.config import AttackConfig
 from lira_jax.errors import InputError
 from lira_jax.evaluation import Resampled, Resamples, few_false_positives, paired_differences
@@ -35,11 +35,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from kept import HERE, pack
 from shared import AT, fill, table
 
-# The attack that the verdict rests on.
-DEFAULT = "lira-online-shrinkage"
 # The default where no reference trained on the example, and the attacks that need no such reference
 # although their names do not say so.
-OFFLINE = "lira-offline-shrinkage"
+OFFLINE = f"{DEFAULT}-offline"
 WITHOUT_IN = {"pmia-all", "pmia-class", "quantile-regression", "ye", "watson", "long", "yeom",
               "merlin", "gradient-norm"}  # fmt: skip
 
