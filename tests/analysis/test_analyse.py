@@ -16,10 +16,18 @@ from tqdm import tqdm
 
 from lira_jax import workers
 from lira_jax.analysis import analyse as analysing
-from lira_jax.analysis import budgets, epsilon, verdict
+from lira_jax.analysis import budgets, epsilon
 from lira_jax.analysis.analyse import analyse
 from lira_jax.attacking import Protocol, attack
-from lira_jax.attacks import ATTACKS, TITLES, reference_code, shokri
+from lira_jax.attacks import (
+    ATTACKS,
+    DEFAULT,
+    TITLES,
+    lira_bayes,
+    reference_code,
+    references,
+    shokri,
+)  # fmt: skip
 from lira_jax.config import AttackConfig
 from lira_jax.errors import InputError
 from lira_jax.evaluation import bootstrap, curves
@@ -30,7 +38,7 @@ from tests.conftest import sketch
 ROOT = Path(__file__).resolve().parents[2]
 FIGURES = ["accuracy", "by_models", "by_queries", "histograms_logit", "histograms_loss",
            "histograms_statistics", "privacy_scores", "roc", "roc_gradient_norm", "roc_loss",
-           "roc_newer", "roc_offline", "roc_online", "roc_statistics"]  # fmt: skip
+           "roc_newer", "roc_newer_offline", "roc_offline", "roc_online", "roc_statistics"]  # fmt: skip
 TABLES = ["ablation.md", "ablation.tex", "metrics.json", "report.html", "roc.npz", "table.csv",
           "table.md", "table.tex", "vulnerability.csv"]  # fmt: skip
 # Few replicates, so that analyses are soon done.
@@ -173,24 +181,39 @@ def test_examples_are_ranked_by_the_attack_that_the_verdict_is_about(written):
     assert f"<code>{attacks.pop()}</code>" in (out / "report.html").read_text()
 
 
-def test_the_ranking_is_of_whichever_attack_it_is_said_to_be_of(monkeypatch):
-    # Of an attack whose scores were not kept, and of a user's own.
-    def own(held, *_):
-        return {"mine": np.asarray(held.scores[:, :, 0], np.float64) - held.scores[0, :, 0]}
+def test_ranking_verdict_and_bound_are_of_the_default_attack(monkeypatch):
+    few = {name: ATTACKS[name] for name in ("lira-bayes", "yeom")}
+    monkeypatch.setattr(analysing, "ATTACKS", few)
+    score_set = synthetic(examples=200)
+    found = analyse(score_set, AttackConfig())
+    metrics, exposed = found.metrics, found.vulnerability
+    assert metrics["default"] == DEFAULT == exposed.attack == metrics["vulnerability"]["attack"]
+    assert metrics["epsilon"]["attack"] == metrics["verdict"]["attack"] == DEFAULT
+    assert metrics["epsilon"]["candidates"] == metrics["verdict"]["attacks"] == 1
+    scores = lira_bayes.attack(score_set, references.find(score_set), AttackConfig())[DEFAULT]
+    inside = scores.sum(axis=0, where=score_set.keep) / score_set.keep.sum(axis=0)
+    np.testing.assert_allclose(exposed.mean_score_in, inside, atol=1e-6)
 
+
+def test_centred_scores_are_what_every_attack_sees_and_leave_the_default_as_it_is(monkeypatch):
     few = {name: ATTACKS[name] for name in ("lira-bayes", "lira", "yeom")}
     monkeypatch.setattr(analysing, "ATTACKS", few)
-    monkeypatch.setattr(analysing, "import_function", lambda *_: own)
-    score_set = synthetic(examples=60)
-    for name, scores in (
-        ("yeom", -np.logaddexp(0, -score_set.scores[:, :, 0].astype(np.float64))),
-        ("mine", own(score_set)["mine"]),
-    ):
-        monkeypatch.setattr(verdict, "attack_of_ranking", lambda _, name=name: name)
-        found = analyse(score_set, AttackConfig(extra="module:own"))
-        assert found.metrics["vulnerability"]["attack"] == found.vulnerability.attack == name
-        inside = scores.sum(axis=0, where=score_set.keep) / score_set.keep.sum(axis=0)
-        np.testing.assert_allclose(found.vulnerability.mean_score_in, inside, atol=1e-6)
+    # Models that differ far more than membership tells.
+    score_set = synthetic(examples=200)
+    levels = np.linspace(-20, 20, len(score_set.keep), dtype=np.float32)
+    score_set = dataclasses.replace(
+        score_set, scores=score_set.scores + levels[:, np.newaxis, np.newaxis], labels=None,
+        logits=None,
+    )  # fmt: skip
+    aucs = [
+        {
+            e["name"]: e["auc"]
+            for e in analyse(score_set, AttackConfig(centred=on)).metrics["attacks"]
+        }
+        for on in (False, True)
+    ]
+    assert aucs[1]["lira-online"] > aucs[0]["lira-online"] + 0.1
+    assert aucs[1]["lira-bayes"] == pytest.approx(aucs[0]["lira-bayes"], abs=0.01)
 
 
 def with_an_absurd_model():

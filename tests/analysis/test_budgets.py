@@ -9,7 +9,7 @@ import pytest
 
 from lira_jax import evaluation
 from lira_jax.analysis import budgets
-from lira_jax.attacks import lira, references
+from lira_jax.attacks import lira, lira_bayes, references
 from lira_jax.config import AttackConfig
 from lira_jax.evaluation import bootstrap, judging
 from lira_jax.score_set import ScoreSet
@@ -40,6 +40,11 @@ def few_replicates(monkeypatch):
         monkeypatch.setattr(module, "REPLICATES", 20)
 
 
+def both(score_set, rule, config):
+    """Scores of LiRA and of hierarchical LiRA."""
+    return lira.attack(score_set, rule, config) | lira_bayes.attack(score_set, rule, config)
+
+
 def test_by_queries_are_the_attack_with_so_many_views():
     score_set = synthetic(queries=20)
     rule = references.find(score_set)
@@ -48,7 +53,7 @@ def test_by_queries_are_the_attack_with_so_many_views():
     assert views == [1, 2, 18, 20]
     for entry in entries:
         config = AttackConfig(queries=entry["queries"])
-        scores = lira.attack(score_set, rule, config)[entry["name"]]
+        scores = both(score_set, rule, config)[entry["name"]]
         expected = judging.headline(scores, score_set.keep, rule.fold)
         assert without(entry, "queries", "name") == expected
     # Independent noise per view: more views tell more.
@@ -113,7 +118,7 @@ def test_by_models_attacks_disjoint_groups_as_runs_of_their_own(models, block, s
         for start in range(0, targets, size):
             group = slice(start, start + size)
             part = ScoreSet(score_set.scores[group], score_set.keep[group], block, "group")
-            found = lira.attack(part, references.find(part), config)
+            found = both(part, references.find(part), config)
             pooled[group] = found[entry["name"]]
         expected = judging.headline(pooled, score_set.keep[:targets], block)
         assert without(entry, "models", "targets", "name") == expected

@@ -122,6 +122,23 @@ def test_an_interval_just_above_chance_counts_for_one_attack_and_not_for_the_bes
     assert verdict(many)["level"] == "none"
 
 
+def test_the_default_pays_for_no_choice_among_attacks():
+    barely = (0.5, 0.00126)
+    many = judged(**{f"attack{n}": barely for n in range(25)}) | {"default": "attack3"}
+    found = verdict(many)
+    assert (found["level"], found["attack"], found["attacks"]) == ("leak", "attack3", 1)
+    assert "the attack (attack3) recognises" in found["sentence"]
+
+
+def test_another_attack_has_the_word_only_where_it_surely_finds_more():
+    leak, nothing = (0.9, 0.1), (0.505, 0.0011)
+    stronger = judged(named=(0.7, 0.01), other=leak) | {"default": "named"}
+    assert verdict(stronger)["attack"] == "named"
+    alone = verdict(judged(named=nothing, other=leak, third=nothing) | {"default": "named"})
+    assert (alone["level"], alone["attack"], alone["attacks"]) == ("leak", "other", 2)
+    assert "the strongest of 2 attacks (other)" in alone["sentence"]
+
+
 def test_scores_without_leakage_give_no_leak():
     for seed in range(5):
         rng = np.random.default_rng(seed)

@@ -126,7 +126,8 @@ def test_draws_what_one_target_without_labels_or_images_allows():
     found = by_name([*histograms.every(findings), *budgets.every(findings), *roc.every(findings)])
     reasons = {name for name, one in found.items() if isinstance(one, Missing)}
     assert reasons == {
-        "roc_loss", "roc_offline", "roc_gradient_norm", "roc_newer", "roc_statistics",
+        "roc_loss", "roc_offline", "roc_gradient_norm", "roc_newer", "roc_newer_offline",
+        "roc_statistics",
         "by_models", "by_queries", "accuracy",
     }  # fmt: skip
 
