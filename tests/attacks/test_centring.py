@@ -132,7 +132,7 @@ def test_without_labels_only_what_a_model_gives_in_general_goes():
 
 
 def test_others_move_none_of_the_runs_models_and_go_by_the_same_rule():
-    rng, x, labels = case(6, models=16)
+    rng, _, labels = case(6, models=16)
     level = 6 * rng.normal(size=(17, 1)) + 4 * rng.normal(size=(17, CLASSES))[:, labels]
     everyone = 3 * rng.normal(size=600) + rng.normal(size=(17, 600)) + level
     alone, _ = centred(everyone[:16], labels)

@@ -302,11 +302,7 @@ def test_degenerate_scores_give_finite_scores_or_one_line_and_never_a_warning(ca
         out.mean[0], x[0] = 1e8, -1e8
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        try:
-            law = fit(out, inside, x)
-        except InputError as error:
-            assert "\n" not in str(error)
-            return
+        law = fit(out, inside, x)
         assert np.isfinite(log_odds(law, out, inside, x)).all()
 
 
