@@ -50,8 +50,8 @@ def centre(
     Args:
         x: of the run's models.
         labels: classes; None centres by model alone.
-        others: scores of models from elsewhere, centred in place by the same rule: each as if it
-            were one more of the run's, which themselves do not depend on it.
+        others: scores of models from elsewhere, centred in place by the same rule: by its
+            excess over the mean of the run's, which stays where it is.
 
     Returns:
         The levels of the run's models over all examples, and by class.
@@ -124,7 +124,6 @@ def _take_off(
     groups: list[Any],
     others: Float[np.ndarray, "T E"] | None,
 ) -> Levels:
-    models = len(x)
     mean = x.mean(axis=0)
 
     def of_group(group: Any) -> tuple[Float[np.ndarray, " N"], float]:
@@ -135,7 +134,7 @@ def _take_off(
         share = max(0.0, 1 - noise / signal) if signal > 0 else 0.0
         x[:, group] -= share * level[:, np.newaxis]
         if others is not None:
-            excess = (others[:, group] - mean[group]) * (models / (models + 1))
+            excess = others[:, group] - mean[group]
             others[:, group] -= share * _drawn_in(excess).mean(axis=1, keepdims=True)
         return level, share
 
