@@ -346,6 +346,7 @@ class AttackConfig(_Section):
             for none.
         fpr: False-positive rate at which decisions about a target of your own are made, between 0
             and 1.
+        calibrate: That rate is kept on average over examples (pooled), or on each (per-example).
         temperatures: Temperatures by which logits are divided for the section on trust; `fit`: each
             model's own, of the least loss on held-out images.
     """
@@ -354,6 +355,7 @@ class AttackConfig(_Section):
     centre: Literal["mean", "median"] = "mean"
     extra: str = ""
     fpr: Rate = 0.001
+    calibrate: Literal["pooled", "per-example"] = "pooled"
     # Beyond these limits, logits in float32 may overflow, or all be 0.
     temperatures: Annotated[tuple[float | Literal["fit"], ...], Limits(least=1e-6, most=1e6)] = (
         "fit", 0.5, 2.0, 10.0,

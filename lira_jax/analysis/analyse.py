@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from lira_jax import __version__, evaluation, workers
 from lira_jax.analysis import budgets, epsilon, exposure, null_check, outliers, verdict
+from lira_jax.analysis.per_example_fpr import reliability
 from lira_jax.analysis.statistics import statistic_curves
 from lira_jax.attacks import ATTACKS, TITLES, Attack, Family, ablation, reference_code, references
 from lira_jax.attacks.references import References
@@ -206,12 +207,15 @@ def analyse(
         if scores is None:
             scores = _again(name, score_set, rule, config, chosen)
         exposed = exposure.exposure(score_set, name, scores, config)
+        exposed, rates, flips = reliability(score_set, rule, config, exposed, canary)
     bar.close()
+    metrics["per_example_fpr"] = rates
     metrics["vulnerability"] = {
         "attack": name,
         "examples": member.shape[1],
         "d_median": float(np.median(exposed.d[~canary])),
         "given_away": verdict.given_away(exposed, ~canary),
+        "coin_flips": flips,
     }
     metrics["verdict"] = verdict.verdict(metrics)
     return Findings(
