@@ -342,12 +342,12 @@ class AttackConfig(_Section):
         queries: Use the first this many views [views]; 0 uses all.
         centre: Centre of each example's IN and OUT scores: mean (the paper's text) or median (its
             code).
-        centred: Take off every score what its model gives to all examples, and to all of the class,
-            before every attack; hierarchical LiRA does so by itself.
+        centred: Take what a model gives to all examples, and to a class, off scores, for all attacks.
         extra: An attack of your own to run beside the others, as `package.module:function`; empty
             for none.
         fpr: False-positive rate at which decisions about a target of your own are made, between 0
             and 1.
+        calibrate: That rate is kept on average over examples (pooled), or on each (per-example).
         temperatures: Temperatures by which logits are divided for the section on trust; `fit`: each
             model's own, of the least loss on held-out images.
     """
@@ -357,6 +357,7 @@ class AttackConfig(_Section):
     centred: bool = False
     extra: str = ""
     fpr: Rate = 0.001
+    calibrate: Literal["pooled", "per-example"] = "pooled"
     # Beyond these limits, logits in float32 may overflow, or all be 0.
     temperatures: Annotated[tuple[float | Literal["fit"], ...], Limits(least=1e-6, most=1e6)] = (
         "fit", 0.5, 2.0, 10.0,

@@ -31,6 +31,10 @@ class Vulnerability:
         d: privacy score |μ_in − μ_out| / (σ_in + σ_out) of φ over all models, mean over views.
         rank: 1 is the most exposed; by success, then by d, then by place in the data.
         threshold: the attack score from which on every example of every target is called a member.
+        flip_in: how often two targets that trained on the example get different decisions from the
+            default attack at `attack.fpr`; NaN with fewer than two; None where it was not run.
+        flip_out: the same over those that did not.
+        fpr: the false-positive rate on this example at that threshold, by its fitted OUT law.
     """
 
     attack: str
@@ -42,6 +46,9 @@ class Vulnerability:
     d: Float[np.ndarray, " E"]
     rank: Int[np.ndarray, " E"]
     threshold: float
+    flip_in: Float[np.ndarray, " E"] | None = None
+    flip_out: Float[np.ndarray, " E"] | None = None
+    fpr: Float[np.ndarray, " E"] | None = None
 
     @property
     def order(self) -> Int[np.ndarray, " E"]:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from lira_jax import __version__, evaluation, workers
 from lira_jax.analysis import budgets, epsilon, exposure, loss_traces, null_check, outliers, verdict
+from lira_jax.analysis.per_example_fpr import reliability
 from lira_jax.analysis.statistics import statistic_curves
 from lira_jax.attacks import (
     ATTACKS,
@@ -219,12 +220,15 @@ def analyse(
     }
     with _step(bar, "exposure of examples"):
         exposed = exposure.exposure(score_set, DEFAULT, attacked.scores[DEFAULT], config)
+        exposed, rates, flips = reliability(score_set, rule, config, exposed, canary)
     bar.close()
+    metrics["per_example_fpr"] = rates
     metrics["vulnerability"] = {
         "attack": DEFAULT,
         "examples": member.shape[1],
         "d_median": float(np.median(exposed.d[~canary])),
         "given_away": verdict.given_away(exposed, ~canary),
+        "coin_flips": flips,
     }
     metrics["loss_traces"] = loss_traces.judged(about.loss_ranges, exposed, ~canary)
     metrics["verdict"] = verdict.verdict(metrics)

@@ -19,7 +19,9 @@ from lira_jax.findings import Vulnerability
 from lira_jax.score_set import ScoreSet
 
 MEASURED = ("d", "mean_score_in", "mean_score_out", "success", "success_lo", "success_hi")
-COLUMNS = ("rank", "example", "label", *MEASURED, "canary", "attack")
+# Of decisions by the default attack at `attack.fpr`.
+DECIDED = ("flip_in", "flip_out", "fpr")
+COLUMNS = ("rank", "example", "label", *MEASURED, *DECIDED, "canary", "attack")
 
 
 def exposure(
@@ -112,6 +114,7 @@ def as_csv(
 ) -> str:
     """One line per example, most exposed first, under COLUMNS; label is empty without labels.
 
+    `flip_in`, `flip_out` and `fpr` are empty where they are not known.
     `canary` is 1 for inserted points and 0 for others; `attack` is the one by whose success, and
     of whose scores, all this is.
     """
@@ -123,12 +126,17 @@ def as_csv(
                 "example": example,
                 "label": None if labels is None else int(labels[example]),
                 **{name: f"{getattr(vulnerability, name)[example]:.6g}" for name in MEASURED},
+                **{name: _known(getattr(vulnerability, name), example) for name in DECIDED},
                 "canary": 0 if canary is None else int(canary[example]),
                 "attack": vulnerability.attack,
             }
             for example in vulnerability.order
         ]
     )
+
+
+def _known(values: Float[np.ndarray, " E"] | None, example: int) -> str | None:
+    return None if values is None or np.isnan(values[example]) else f"{values[example]:.6g}"
 
 
 def with_spread(score_set: ScoreSet) -> Bool[np.ndarray, " E"]:

@@ -66,7 +66,9 @@ class TargetAudit:
         decision: member by the rule, bool [E].
         member: the truth, bool [E]; None if not known.
         fpr: false-positive rate that the rule was to keep to, a share.
-        threshold: a log-ratio of at least that is decided a member.
+        threshold: a log-ratio of at least that is decided a member, if `calibrate` is "pooled".
+        calibrate: the rate is kept on average over examples ("pooled"), or on each ("per-example"):
+            then a p-value of at most `fpr` is decided a member.
         models: shadow models.
         references: their counts, "in" and "out", on the example that has fewest of each.
         views: views used.
@@ -87,6 +89,7 @@ class TargetAudit:
     member: Bool[np.ndarray, " E"] | None
     fpr: float
     threshold: float
+    calibrate: str
     models: int
     references: dict[str, int]
     views: int
@@ -203,12 +206,15 @@ def audit(
     shadows = lira_bayes.attack(score_set, rule, config, progress)[DEFAULT]
     threshold = evaluation.threshold_at_fpr(shadows[~score_set.keep], fpr)
     found = lira_bayes.of_targets(score_set, rule, config, target.scores[np.newaxis])
-    log_ratio = found.log_odds[0]
-    decision = log_ratio >= threshold
+    log_ratio, p_value = found.log_odds[0], np.exp(found.log_tail[0])
+    decision, called = log_ratio >= threshold, shadows >= threshold
+    if config.calibrate == "per-example":
+        decision = p_value <= fpr
+        called = lira_bayes.log_tails(score_set, rule, config, progress) <= np.log(fpr)
     return TargetAudit(
         source=target.source,
         log_ratio=log_ratio,
-        p_value=np.exp(found.log_tail[0]),
+        p_value=p_value,
         decision=decision,
         member=target.keep,
         fpr=fpr,
@@ -216,7 +222,8 @@ def audit(
         models=score_set.scores.shape[0],
         references=_least(score_set.keep),
         views=target.scores.shape[1],
-        shadow=_shadow_rates(shadows >= threshold, score_set.keep, fpr),
+        calibrate=config.calibrate,
+        shadow=_shadow_rates(called, score_set.keep, fpr),
         figures=None if target.keep is None else _reached(log_ratio, decision, target.keep),
         outliers=outliers.as_json(given, absurd, kept),
     )
@@ -297,7 +304,8 @@ def as_json(audit: TargetAudit) -> dict[str, Any]:
         "models": audit.models,
         "references": audit.references,
         "fpr": audit.fpr,
-        "threshold": audit.threshold,
+        "calibrate": audit.calibrate,
+        "threshold": audit.threshold if audit.calibrate == "pooled" else None,
         "shadow": audit.shadow,
         "decided_members": int(audit.decision.sum()),
         "p_value_at_most_fpr": int((audit.p_value <= audit.fpr).sum()),
@@ -312,12 +320,15 @@ def summary(audit: TargetAudit) -> str:
     counts = audit.references
     decided, low_p = int(audit.decision.sum()), int((audit.p_value <= audit.fpr).sum())
     low, high = shadow["fpr_range"]
+    rule = f"log-ratio of {audit.threshold:.3g} or more"
+    if audit.calibrate == "per-example":
+        rule = f"p-value of {audit.fpr:g} or less: the rate is kept on every example"
     lines = [
         f"{audit.source}: {examples:,} examples, {audit.views} view{'s' * (audit.views > 1)}, "
         f"against {audit.models} shadow models ({counts['in']} IN and {counts['out']} OUT "
         "references).",
         f"Decided to be members at a false-positive rate of {_percent(audit.fpr)} %: {decided:,} "
-        f"(log-ratio of {audit.threshold:.3g} or more).",
+        f"({rule}).",
         f"The same rule on shadow models: FPR {_percent(shadow['fpr'])} % (single models "
         f"{_percent(low)}–{_percent(high)}), TPR {_percent(shadow['tpr'])} %.",
         f"p-value at most {audit.fpr:g}: {low_p:,} examples, where {audit.fpr * examples:,.3g} "

@@ -60,7 +60,7 @@ def verdict(metrics: Mapping[str, Any]) -> dict[str, Any]:
         targets by which it was widened.
     """
     level, sentence, figure = _judge(metrics)
-    hints = [_examples_given_away(metrics), _canaries(metrics)]
+    hints = [_examples_given_away(metrics), _coin_flips(metrics), _canaries(metrics)]
     if hints[-1] and level in ("none", "unknown"):
         level = "canaries"
     failed = [
@@ -265,6 +265,17 @@ def _examples_given_away(metrics: Mapping[str, Any]) -> str:
         f"At its most accurate threshold, {TITLES.get(attack, attack)} is right about "
         f"{exposed['given_away']:,} of {exposed['examples']:,} examples under "
         f"{100 * GIVEN_AWAY:.0f} % of the models or more."
+    )
+
+
+def _coin_flips(metrics: Mapping[str, Any]) -> str:
+    flips = (metrics.get("vulnerability") or {}).get("coin_flips") or {}
+    if flips.get("coin_flips") is None:
+        return ""
+    return (
+        f"Of the members called so at a false-alarm rate of {100 * flips['fpr']:.3g} %, "
+        f"{100 * flips['coin_flips']:.0f} % are coin flips: of two models trained on such an "
+        f"example, one alone is told in {100 * flips['rule']:.0f} % of cases or more."
     )
 
 

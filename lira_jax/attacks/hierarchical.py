@@ -171,12 +171,18 @@ class Mixture:
 
     Attributes:
         log_share: of the kinds, [K, C]; shares sum to 1.
-        mean, variance: [K, C].
+        mean: [K, C].
+        variance: [K, C], or [K, 1] where all examples have equally many references.
     """
 
     log_share: Float[np.ndarray, "K C"]
     mean: Float[np.ndarray, "K C"]
     variance: Float[np.ndarray, "K C"]
+
+    def of(self, chosen: Shaped[np.ndarray, " L"]) -> Mixture:
+        """Of the chosen examples."""
+        variance = np.broadcast_to(self.variance, self.mean.shape)
+        return Mixture(self.log_share[:, chosen], self.mean[:, chosen], variance[:, chosen])
 
     def log_density(self, x: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
         """Log p(x), for x [C] or any [..., C]."""

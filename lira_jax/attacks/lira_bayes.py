@@ -23,6 +23,7 @@ masks of its block, have one.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -81,7 +82,7 @@ def attack(
     """
     centred = prepare(score_set, references, config)
     models, examples = centred.x.shape
-    laws = _laws(score_set, centred, progress)
+    laws = laws_of(score_set, centred, progress)
     result = {name: np.empty((models, examples)) for name in NAMES}
 
     def score_chunk(chunk: slice, x: Float[np.ndarray, "N C 1"]) -> None:
@@ -194,7 +195,7 @@ def _whole(x: Float[np.ndarray, "N C"], side: Bool[np.ndarray, "N C"]) -> Side:
     return Side(count.astype(np.float64), mean, squares)
 
 
-def _laws(score_set: ScoreSet, centred: Centred, progress: bool) -> list[Law]:
+def laws_of(score_set: ScoreSet, centred: Centred, progress: bool) -> list[Law]:
     """The law of every target."""
     rule, models = centred.references, len(centred.x)
     laws: list[Law | None] = [None] * models
@@ -220,6 +221,71 @@ def _laws(score_set: ScoreSet, centred: Centred, progress: bool) -> list[Law]:
         parts = groups_of(score_set, rule, LAWS)
         workers.each(of_part, parts, None, "lira-bayes: laws", progress)
     return [law for law in laws if law is not None]
+
+
+Visit = Callable[[int, slice, Mixture, Mixture, Float[np.ndarray, " C"]], None]
+
+
+def of_run(
+    centred: Centred,
+    laws: list[Law],
+    visit: Visit,
+    models: Iterable[int] | None = None,
+    progress: bool = False,
+) -> None:
+    """Hand on what references say of every example, for each of the run's models as target.
+
+    Args:
+        centred, laws: from `prepare` and `laws_of`; the references are those of `attack`.
+        visit: called from several threads with the model, the chunk of examples, the laws of one
+            more OUT and one more IN score of each, and the model's centred scores.
+        models: the targets; None for all.
+        progress: show a progress bar, if standard error is a terminal.
+    """
+    targets = range(len(laws)) if models is None else list(models)
+
+    def visit_chunk(chunk: slice, x: Float[np.ndarray, "N C 1"]) -> None:
+        out, inside = sides(centred, chunk)
+        for model in targets:
+            fold = model // centred.references.fold
+            of_out, of_in = hierarchical.predict(
+                laws[model], _of_fold(out, fold), _of_fold(inside, fold)
+            )
+            visit(model, chunk, of_out, of_in, x[model, :, 0])
+
+    for _ in map_chunks(visit_chunk, centred.x[..., np.newaxis], 1, "lira-bayes", progress):
+        pass
+
+
+def log_tails(
+    score_set: ScoreSet, references: References, config: AttackConfig, progress: bool = False
+) -> Float[np.ndarray, "N E"]:
+    """Log Pr of as high a score, were the target OUT, of each of the run's models as target.
+
+    Args, Raises: as for `attack`.
+    """
+    centred = prepare(score_set, references, config)
+    result = np.empty(centred.x.shape)
+
+    def visit(
+        model: int, chunk: slice, of_out: Mixture, _: Mixture, x: Float[np.ndarray, " C"]
+    ) -> None:
+        result[model, chunk] = of_out.log_tail(x)
+
+    of_run(centred, laws_of(score_set, centred, progress), visit, progress=progress)
+    return result
+
+
+def of_another(centred: Centred) -> tuple[Mixture, Mixture]:
+    """The laws of one more OUT and one more IN score, given all the run's models, [K, E].
+
+    Raises:
+        InputError: no law found.
+    """
+    law = hierarchical.fit(*of_models(centred, np.ones(len(centred.x), bool)))
+    return hierarchical.predict(
+        law, _whole(centred.x, ~centred.keep), _whole(centred.x, centred.keep)
+    )
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,8 @@ Line = Literal["-", "--", "-.", ":", "none"] | tuple[float, tuple[float, ...]]
 # LiRA: a colour per variance, online solid, offline dashed. Baselines broken in ways of their own.
 # The dashes of variants that often coincide lie in each other's gaps.
 STYLES: dict[str, tuple[str, Line]] = {
-    "lira-bayes": (BLACK, "-"),
-    "lira-bayes-offline": (BLACK, "--"),
+    "lira-bayes": (WINE, "-"),
+    "lira-bayes-offline": (WINE, "--"),
     "lira-online": (BLUE, "-"),
     "lira-online-global": (SKY, "-"),
     "lira-online-pooled": (GREEN, "-"),

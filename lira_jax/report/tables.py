@@ -367,6 +367,40 @@ def loss_traces_table(metrics: Entry) -> Table:
     )
 
 
+def per_example_fpr_tables(metrics: Entry) -> tuple[Table, Table]:
+    """Predicted and observed FPRs of examples, and what keeping it on each costs."""
+    about = metrics["per_example_fpr"]
+
+    def limits(entry: Entry) -> Cell:
+        most = "more" if entry["most"] is None else f"{entry['most']:g}"
+        return Cell(f"{entry['least']:g} to {most}")
+
+    groups = tabulate(
+        "False-positive rates of examples under the pooled threshold, predicted and observed: "
+        + INTERVALS,
+        {
+            "predicted, times the rate aimed at": limits,
+            "pairs": lambda entry: Cell(f"{entry['pairs']:,}"),
+            "predicted": share_of("predicted"),
+            "observed": share_of("observed"),
+        },
+        about["groups"],
+    )
+    names = {"pooled": "on average over examples", "per-example": "on every example"}
+    decisions = tabulate(
+        f"Decisions aimed at {percent(about['fpr'])} % FPR: {INTERVALS}",
+        {
+            "rate kept": lambda name: Cell(names[name], code=name),
+            "in use": lambda name: Cell("yes" if name == about["in_use"] else "no"),
+            "FPR reached": lambda name: share_of("fpr")(about[name]),
+            "TPR reached": lambda name: share_of("tpr")(about[name]),
+        },
+        names,
+        words=2,
+    )
+    return groups, decisions
+
+
 def null_table(metrics: Entry) -> Table:
     """The null check's figures beside chance."""
 

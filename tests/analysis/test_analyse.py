@@ -38,7 +38,8 @@ from tests.conftest import sketch
 ROOT = Path(__file__).resolve().parents[2]
 FIGURES = ["accuracy", "by_models", "by_queries", "histograms_logit", "histograms_loss",
            "histograms_statistics", "privacy_scores", "roc", "roc_gradient_norm", "roc_loss",
-           "roc_newer", "roc_newer_offline", "roc_offline", "roc_online", "roc_statistics"]  # fmt: skip
+           "roc_newer", "roc_newer_offline", "roc_offline", "roc_online",
+           "roc_statistics"]  # fmt: skip
 TABLES = ["ablation.md", "ablation.tex", "metrics.json", "report.html", "roc.npz", "table.csv",
           "table.md", "table.tex", "vulnerability.csv"]  # fmt: skip
 # Few replicates, so that analyses are soon done.

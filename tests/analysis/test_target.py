@@ -15,7 +15,6 @@ from lira_jax.attacks import lira_bayes, references
 from lira_jax.config import AttackConfig
 from lira_jax.score_set import ScoreSet
 from tests.attacks.synthetic import blocked_masks
-from tests.attacks.test_lira import shrunk_laws
 from tests.conftest import refusal
 
 
@@ -30,27 +29,6 @@ def population(seed, models, examples, views=3, shift=1.5):
     scores = place + spread * (noise + shift * keep[..., np.newaxis])
     run = ScoreSet(scores[:-1], keep[:-1], 2, "run")
     return run, Target(scores[-1], keep[-1], "target.npz")
-
-
-def test_the_log_ratio_equals_a_loop_over_examples_with_scipys_densities():
-    run, target = population(0, 6, 9)
-    got = audit(run, target, AttackConfig(), progress=False)
-    left = {
-        (e, side): run.scores[run.keep[:, e] == side, e] for e in range(9) for side in (True, False)
-    }
-    laws = shrunk_laws(left)
-    for e in range(9):
-        expected = sum(
-            laws[e, True][q].logpdf(target.scores[e, q] - left[e, True].mean(axis=0)[q])
-            - laws[e, False][q].logpdf(target.scores[e, q] - left[e, False].mean(axis=0)[q])
-            for q in range(3)
-        )
-        assert got.log_ratio[e] == pytest.approx(expected, rel=1e-4, abs=1e-4)
-    means = {place: one.mean(axis=1, keepdims=True) for place, one in left.items()}
-    laws = shrunk_laws(means)
-    for e in range(9):
-        phi = target.scores[e].mean() - means[e, False].mean()
-        assert got.p_value[e] == pytest.approx(laws[e, False][0].sf(phi), rel=1e-3)
 
 
 @pytest.mark.parametrize("models", [4, 6, 32])
