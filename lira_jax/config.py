@@ -342,7 +342,7 @@ class AttackConfig(_Section):
         queries: Use the first this many views [views]; 0 uses all.
         centre: Centre of each example's IN and OUT scores: mean (the paper's text) or median (its
             code).
-        centred: Take what a model gives to all examples, and to a class, off scores, for all attacks.
+        centred: Take what a model gives to all examples, and to a class, off all scores.
         extra: An attack of your own to run beside the others, as `package.module:function`; empty
             for none.
         fpr: False-positive rate at which decisions about a target of your own are made, between 0

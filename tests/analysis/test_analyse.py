@@ -304,7 +304,7 @@ def test_budgets_accuracy_and_bound_are_told(written):
     natural = ~score_set.canary
     first = metrics["accuracy"][0]
     assert first["member"] == pytest.approx(right[0, natural & score_set.keep[0]].mean())
-    assert metrics["epsilon"]["attack"] == metrics["strongest"]
+    assert metrics["epsilon"]["attack"] == metrics["default"]
 
 
 def test_what_is_missing_is_said_and_the_rest_runs(tmp_path):
@@ -332,7 +332,7 @@ def test_the_progress_bar_is_full_at_the_end_also_where_families_lack_their_inpu
     monkeypatch.setattr(analysing, "ATTACKS", few)
     found = analyse(synthetic(examples=60), AttackConfig()).metrics
     assert len(found["not_run"]) == 2
-    assert bars[0] == (4 + 7, 4 + 7)
+    assert bars[0] == (5 + 7, 5 + 7)
 
 
 def test_a_users_attack_that_fails_is_one_line(monkeypatch):

@@ -139,7 +139,7 @@ def test_above_so_many_decisions_points_rest_on_a_part_that_order_does_not_chang
     assert part.keep.shape == (16, 50)
     assert (of_part.count_in, of_part.count_out) == (rule.count_in, rule.count_out)
     entries = budgets.by_queries(score_set, rule, AttackConfig(queries=1))
-    found = lira.attack(part, of_part, AttackConfig(queries=1))
+    found = both(part, of_part, AttackConfig(queries=1))
     for entry, before in zip(entries, whole, strict=True):
         area = evaluation.auc(evaluation.roc(found[entry["name"]], part.keep))
         assert entry["auc"] == area != before["auc"]

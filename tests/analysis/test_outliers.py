@@ -306,7 +306,7 @@ def test_a_target_is_held_against_bounded_shadow_models():
         aimed = target.Target(each.scores[14], each.keep[14], "target.npz")
         audits.append(target.audit(shadows, aimed, AttackConfig(), fpr=0.01, progress=False))
     plain, absurd = audits
-    assert (plain.decision == absurd.decision).mean() > 0.99
+    assert (plain.decision == absurd.decision).mean() > 0.97
     assert "absurd" in target.summary(absurd)
     assert "absurd" not in target.summary(plain)
     assert target.as_json(absurd)["outliers"]["scores"]["count"] == 1
