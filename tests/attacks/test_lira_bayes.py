@@ -1,0 +1,442 @@
+"""`lira-bayes` by any design of masks: honest, at chance without leakage, optimal where known."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from functools import cache, partial
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import chi2, norm, qmc
+
+from lira_jax import evaluation
+from lira_jax.analysis import null_check
+from lira_jax.attacks import ATTACKS, hierarchical, lira, lira_bayes, references
+from lira_jax.config import AttackConfig
+from lira_jax.score_set import ScoreSet
+from tests.attacks.synthetic import blocked_masks, free_masks, halved_masks, references_of
+from tests.attacks.test_hierarchical import TWO, log_joint, side_of
+
+QUARTERS = {"block": 4, "per_block": 1}
+
+
+def tossed_masks(rng, models, examples):
+    """Coin tosses as they fall, but for what leave-one-out needs."""
+    return free_masks(rng, models, examples, least=2)
+
+
+def quartered_masks(rng, models, examples):
+    return blocked_masks(rng, models, examples, **QUARTERS)
+
+
+def leaky(seed, keep, views=2, classes=None):
+    """Examples of the law TWO; levels of models; members as the law has them."""
+    rng = np.random.default_rng((seed, 1))
+    examples = keep.shape[1]
+    kind = rng.choice(2, size=examples, p=TWO.share)
+    place = np.sqrt(TWO.level[kind]) * rng.normal(size=examples)
+    mu_in = TWO.mean_in[kind] + TWO.contraction[kind] * place
+    mu_in += np.sqrt(TWO.rest[kind]) * rng.normal(size=examples)
+    noise = rng.normal(size=keep.shape)
+    x = np.where(
+        keep,
+        mu_in + np.sqrt(TWO.noise_in[kind]) * noise,
+        TWO.mean_out[kind] + place + np.sqrt(TWO.noise_out[kind]) * noise,
+    )
+    x += 0.3 * rng.normal(size=(len(keep), 1))
+    labels = None if classes is None else rng.integers(classes, size=examples)
+    between = 0.2 * rng.normal(size=(*keep.shape, views))
+    scores = x[..., np.newaxis] + between - between.mean(axis=2, keepdims=True)
+    return ScoreSet(scores, keep, None, "test", labels=labels)
+
+
+def attack(score_set, rule=None):
+    rule = references.find(score_set) if rule is None else rule
+    return lira_bayes.attack(score_set, rule, AttackConfig())
+
+
+DESIGNS = {
+    "blocks of 2": lambda rng, n, e: blocked_masks(rng, n, e),
+    "1 of 4": quartered_masks,
+    "coin tosses": tossed_masks,
+    "halves": halved_masks,
+}
+
+
+@pytest.fixture
+def soon_fitted(monkeypatch):
+    """Laws of one or two kinds after a few rounds of EM, so that many are soon fitted."""
+    fit = partial(hierarchical.fit, kinds=(1, 2), rounds=8)
+    monkeypatch.setattr(hierarchical, "fit", fit)
+
+
+def masks(design, seed, models, examples):
+    return DESIGNS[design](np.random.default_rng(seed), models, examples)
+
+
+# Who the references are
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_references_are_all_that_the_design_allows(design):
+    keep = masks(design, 1, 8, 60)
+    score_set = leaky(1, keep)
+    rule = references.find(score_set)
+    centred = lira_bayes.prepare(score_set, rule, AttackConfig())
+    assert centred.as_they_are == (design == "coin tosses")
+    out, inside = lira_bayes.sides(centred, slice(None))
+    for target, example in itertools.product(range(8), range(60)):
+        for side, found in ((False, out), (True, inside)):
+            if centred.as_they_are:
+                chosen = np.flatnonzero(keep[:, example] == side)
+                chosen = chosen[chosen != target]
+            else:
+                chosen = references_of(rule, keep, target, example, side)
+            values, fold = centred.x[chosen, example], target // rule.fold
+            count = np.broadcast_to(found.count, found.mean.shape)[fold, example]
+            assert count == len(chosen)
+            assert found.mean[fold, example] == pytest.approx(values.mean(), abs=1e-10)
+            squares = np.square(values - values.mean()).sum()
+            assert found.squares[fold, example] == pytest.approx(squares, abs=1e-9)
+
+
+@pytest.mark.parametrize("models", [4, 8, 16, 64])
+@pytest.mark.parametrize("examples", [200, 5_000])
+def test_independent_masks_are_known_from_exact_halves_and_blocks(models, examples):
+    rng = np.random.default_rng(models)
+    for share in (0.5, 0.2):
+        assert lira_bayes.independent(rng.random((models, examples)) < share)
+    assert not lira_bayes.independent(halved_masks(rng, models, examples))
+    assert not lira_bayes.independent(blocked_masks(rng, models, examples))
+    # Examples that are in all models together, or in none.
+    assert not lira_bayes.independent(np.repeat(rng.random((1, examples)) < 0.5, models, axis=0))
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(deadline=None, max_examples=10)
+def test_a_sides_statistics_less_each_model_are_those_of_the_others(seed):
+    rng = np.random.default_rng(seed)
+    x, side = rng.normal(size=(7, 12)), rng.random((7, 12)) < rng.random()
+    # Cancellation: one score so far out that without it nothing is left of the sums but rounding.
+    x[rng.integers(7), :6] += 10.0 ** rng.integers(4, 9)
+    got = lira_bayes._less_own(x, side)
+    for model, example in np.ndindex(x.shape):
+        others = [x[n, example] for n in range(7) if side[n, example] and n != model]
+        expected = side_of([np.array(others)])
+        assert got.count[model, example] == expected.count[0]
+        assert got.mean[model, example] == pytest.approx(expected.mean[0], rel=1e-7, abs=1e-7)
+        assert got.squares[model, example] == pytest.approx(expected.squares[0], rel=1e-5, abs=1e-9)
+
+
+@pytest.mark.usefixtures("soon_fitted")
+def test_scores_are_the_laws_log_odds_example_by_example():
+    keep = masks("coin tosses", 2, 8, 50)
+    score_set = leaky(2, keep)
+    rule = references.find(score_set)
+    centred = lira_bayes.prepare(score_set, rule, AttackConfig())
+    laws = lira_bayes._laws(score_set, centred, False)
+    got, x = attack(score_set, rule), centred.x
+    for target, example in itertools.product((0, 5), range(50)):
+        others = np.arange(8) != target
+        out, inside = (x[others & (keep[:, example] == s), example] for s in (False, True))
+        for name, known in (("lira-bayes", inside), ("lira-bayes-offline", [])):
+            joint = (
+                np.logaddexp.reduce(log_joint(laws[target], *scores))
+                for scores in (
+                    (out, [*known, x[target, example]]), ([*out, x[target, example]], known),
+                )
+            )  # fmt: skip
+            as_in, as_out = joint
+            none = np.logaddexp.reduce(log_joint(laws[target], out, known))
+            expected = (as_in - none) - (as_out - none)
+            assert got[name][target, example] == pytest.approx(expected, abs=1e-7)
+
+
+# What tells nothing changes nothing
+
+
+@pytest.mark.parametrize(
+    ("design", "models"), [("blocks of 2", 4), ("blocks of 2", 12), ("1 of 4", 8)]
+)
+@pytest.mark.usefixtures("soon_fitted")
+def test_masks_of_a_targets_own_block_change_none_of_its_scores(design, models):
+    keep = masks(design, 3, models, 150)
+    score_set = leaky(3, keep)
+    rule = references.find(score_set)
+    before = attack(score_set, rule)
+    other = keep.copy()
+    other[: rule.fold] = np.roll(keep[: rule.fold], 1, axis=0)
+    after = attack(ScoreSet(score_set.scores, other, rule.fold, "test"), rule)
+    for name in lira_bayes.NAMES:
+        np.testing.assert_allclose(after[name][: rule.fold], before[name][: rule.fold], 0, 1e-9)
+        assert np.abs(after[name] - before[name]).max() > 0.1
+
+
+@pytest.mark.usefixtures("soon_fitted")
+def test_masks_of_a_target_by_coin_tosses_change_none_of_its_scores():
+    keep = masks("coin tosses", 4, 10, 200)
+    keep = keep[:, (keep[1:].sum(axis=0) >= 2) & (keep[1:].sum(axis=0) <= 7)]
+    score_set = leaky(4, keep)
+    before = attack(score_set)
+    other = keep.copy()
+    other[0] = np.random.default_rng(5).random(keep.shape[1]) < 0.5
+    flipped = ScoreSet(score_set.scores, other, None, "test")
+    assert lira_bayes.prepare(flipped, references.find(flipped), AttackConfig()).as_they_are
+    after = attack(flipped)
+    for name in lira_bayes.NAMES:
+        np.testing.assert_allclose(after[name][0], before[name][0], rtol=0, atol=1e-9)
+
+
+@pytest.mark.usefixtures("soon_fitted")
+@pytest.mark.parametrize("design", DESIGNS)
+def test_the_order_of_models_and_examples_does_not_matter(design):
+    keep = masks(design, 6, 8, 120)
+    score_set = leaky(6, keep, classes=3)
+    fold = references.find(score_set).fold
+    rng = np.random.default_rng(7)
+    blocks = rng.permutation(8 // fold)
+    models = np.concatenate([fold * b + rng.permutation(fold) for b in blocks])
+    examples = rng.permutation(keep.shape[1])
+    index = np.ix_(models, examples)
+    moved = ScoreSet(
+        score_set.scores[index], keep[index], None, "test", labels=score_set.labels[examples]
+    )
+    before, after = attack(score_set), attack(moved)
+    for name in lira_bayes.NAMES:
+        np.testing.assert_allclose(after[name], before[name][index], rtol=0, atol=1e-9)
+
+
+# Without leakage
+
+CLASS_LEVELS = 0.8
+DRAW = null_check.draw
+
+
+def with_levels_by_class(keep, block, views, rng):
+    """The null check's scores, and levels of models on classes too."""
+    drawn = DRAW(keep, block, views, rng)
+    levels = CLASS_LEVELS * rng.normal(size=(len(keep), null_check.CLASSES))
+    drawn.scores[:] += levels[:, drawn.labels, np.newaxis].astype(np.float32)
+    return drawn
+
+
+@pytest.mark.usefixtures("soon_fitted")
+@pytest.mark.parametrize(
+    ("design", "models"),
+    [
+        *((design, models) for design in DESIGNS for models in (8, 16)),
+        *((design, 4) for design in ("blocks of 2", "coin tosses", "halves")),
+        ("blocks of 2", 64),
+    ],
+)
+def test_without_leakage_it_is_at_chance(design, models, monkeypatch):
+    monkeypatch.setattr(null_check, "ENTRIES", 1_600)
+    monkeypatch.setattr(null_check, "draw", with_levels_by_class)
+    keep = masks(design, models, models, 1_600 // models)
+    score_set = ScoreSet(np.zeros((*keep.shape, 1), np.float32), keep, None, "test")
+    family = {"lira-bayes": ATTACKS["lira-bayes"]}
+    found = null_check.null_check(score_set, AttackConfig(), family, draws=5)
+    assert found["ok"], found["attacks"]
+    assert all(entry["auc"]["error"] < 0.03 for entry in found["attacks"])
+
+
+@pytest.mark.usefixtures("soon_fitted")
+def test_masks_by_coin_tosses_of_few_examples_are_at_chance_over_masks():
+    # Of one set of masks on 25 examples, numbers of IN models happen to spread less or more.
+    found = []
+    for seed in range(6):
+        keep = masks("coin tosses", 100 + seed, 64, 25)
+        drawn = with_levels_by_class(keep, None, 1, np.random.default_rng(seed))
+        found.append([rates(values, keep)[0] for values in attack(drawn).values()])
+    np.testing.assert_allclose(np.mean(found, axis=0), 0.5, atol=0.035)
+
+
+# With leakage, of a known law
+
+MODELS, EXAMPLES, POPULATIONS, FPR = 24, 2_000, 2, 0.01
+COUNT = MODELS // 2 - 1
+
+
+def rates(scores, member):
+    curve = evaluation.roc(scores, member)
+    return np.array([evaluation.auc(curve), evaluation.tpr_at_fpr(curve, FPR)])
+
+
+@cache
+def measured():
+    """By name, AUC and TPR of each population."""
+    found = {}
+    for seed in range(POPULATIONS):
+        keep = blocked_masks(np.random.default_rng(seed), MODELS, EXAMPLES)
+        population = leaky(seed, keep)
+        rule = references.find(population)
+        got = attack(population, rule) | lira.attack(population, rule, AttackConfig())
+        for name, values in got.items():
+            found.setdefault(name, []).append(rates(values, keep))
+    return {name: np.mean(values, axis=0) for name, values in found.items()}
+
+
+def log_law(k, values, x_in):
+    """Of (mean, squares of OUT; mean, squares of IN; x) under kind k, for a target IN or OUT."""
+    level, b, rest = TWO.level[k], TWO.contraction[k], TWO.rest[k]
+    v_out, v_in = TWO.noise_out[k], TWO.noise_in[k]
+    side = np.array([0, 1, int(x_in)])
+    factor = np.array([1.0, b])[side]
+    covariance = level * np.outer(factor, factor) + rest * np.outer(side, side)
+    noise = np.array([v_out, v_in])[side]
+    covariance += np.diag(noise / [COUNT, COUNT, 1])
+    mean = np.array([TWO.mean_out[k], TWO.mean_in[k]])[side]
+    mean_out, squares_out, mean_in, squares_in, x = values
+    shape = np.broadcast_shapes(mean_out.shape, x.shape)
+    away = np.stack([np.broadcast_to(v, shape) for v in (mean_out, mean_in, x)], axis=-1) - mean
+    whitened = away @ np.linalg.inv(np.linalg.cholesky(covariance)).T
+    log = -0.5 * np.square(whitened).sum(axis=-1) - 0.5 * np.linalg.slogdet(covariance)[1]
+    freedom = COUNT - 1
+    log = log + chi2.logpdf(squares_out / v_out, freedom) - np.log(v_out)
+    return log + chi2.logpdf(squares_in / v_in, freedom) - np.log(v_in) + np.log(TWO.share[k])
+
+
+@cache
+def optimum():
+    """AUC and TPR of the likelihood ratio under the true law, by integration.
+
+    Over places and references by Sobol points, over the target's deviate by a grid.
+    """
+    uniform = qmc.Sobol(6, seed=0).random_base2(10)
+    normal = norm.ppf(uniform[:, :4])[..., np.newaxis]
+    square = chi2.ppf(uniform[:, 4:], COUNT - 1)[..., np.newaxis]
+    deviate = np.linspace(-5, 5, 101)
+    scores, weights, members = [], [], []
+    for k, member in itertools.product((0, 1), (False, True)):
+        place = np.sqrt(TWO.level[k]) * normal[:, 0]
+        mu_out = TWO.mean_out[k] + place
+        mu_in = TWO.mean_in[k] + TWO.contraction[k] * place + np.sqrt(TWO.rest[k]) * normal[:, 1]
+        mean_out = mu_out + np.sqrt(TWO.noise_out[k] / COUNT) * normal[:, 2]
+        mean_in = mu_in + np.sqrt(TWO.noise_in[k] / COUNT) * normal[:, 3]
+        noise = np.sqrt(TWO.noise_in[k] if member else TWO.noise_out[k])
+        values = (
+            mean_out, TWO.noise_out[k] * square[:, 0], mean_in, TWO.noise_in[k] * square[:, 1],
+            (mu_in if member else mu_out) + noise * deviate,
+        )  # fmt: skip
+        as_in, as_out = (
+            np.logaddexp(log_law(0, values, side), log_law(1, values, side))
+            for side in (True, False)
+        )
+        scores.append((as_in - as_out).ravel())
+        weight = np.tile(norm.pdf(deviate) / norm.pdf(deviate).sum(), len(uniform))
+        weights.append(TWO.share[k] * weight / len(uniform))
+        members.append(np.full(weight.size, member))
+    order = np.argsort(-np.concatenate(scores), kind="stable")
+    weight, member = np.concatenate(weights)[order], np.concatenate(members)[order]
+    tpr, fpr = np.cumsum(weight * member), np.cumsum(weight * ~member)
+    return np.array([np.trapezoid(tpr, fpr), np.interp(FPR, fpr, tpr)])
+
+
+def test_under_a_known_law_it_comes_to_what_the_optimal_test_does():
+    # 2,000 examples × 2 populations: their law is known to a few percent, and their own kinds and
+    # places are a sample, so that the rates are good to about as much.
+    found = measured()["lira-bayes"]
+    assert (np.abs(found - optimum()) < [0.006, 0.02]).all(), (found, optimum())
+
+
+def test_under_a_known_law_it_is_ahead_of_shrinkage_lira_online_and_offline():
+    found = measured()
+    for kind, name in (("online", "lira-bayes"), ("offline", "lira-bayes-offline")):
+        assert (found[name] > found[f"lira-{kind}-shrinkage"]).all(), found
+    assert (found["lira-bayes"] > found["lira-bayes-offline"]).all()
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_few_models_under_a_known_law_do_better_than_lira_as_well(design):
+    keep = masks(design, 8, 8, 600)
+    population = leaky(8, keep)
+    rule = references.find(population)
+    found = attack(population, rule) | lira.attack(population, rule, AttackConfig())
+    ours, theirs = (rates(found[n], keep) for n in ("lira-bayes", "lira-online-shrinkage"))
+    assert (ours > theirs).all(), (ours, theirs)
+
+
+# Small and odd runs
+
+
+@pytest.mark.usefixtures("soon_fitted")
+@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("examples", [2, 5, 20])
+def test_small_runs_have_finite_scores_without_a_warning(design, examples):
+    keep = masks(design, 9, 8, examples)
+    score_set = leaky(9, keep)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for values in attack(score_set).values():
+            assert np.isfinite(values).all()
+
+
+def test_scores_that_are_all_equal_tell_nothing():
+    keep = masks("blocks of 2", 10, 8, 40)
+    for values in attack(ScoreSet(np.full((8, 40, 1), 2.0), keep, None, "test")).values():
+        assert np.isfinite(values).all()
+        assert abs(evaluation.auc(evaluation.roc(values, keep)) - 0.5) < 0.05
+
+
+@pytest.mark.usefixtures("soon_fitted")
+def test_an_example_without_in_references_is_scored_from_its_out_references():
+    # Leave-one-out asks for two on a side; blocks as given, for one outside each block.
+    rng = np.random.default_rng(11)
+    keep = rng.random((8, 300)) < 0.5
+    keep[:, 0] = False
+    score_set = leaky(11, keep)
+    rule = references.find(ScoreSet(score_set.scores, free_masks(rng, 8, 300), None, "test"))
+    for values in attack(score_set, rule).values():
+        assert np.isfinite(values).all()
+    centred = lira_bayes.prepare(score_set, rule, AttackConfig())
+    assert centred.as_they_are
+    law = lira_bayes._laws(score_set, centred, False)[3]
+    out, inside = lira_bayes.sides(centred, np.array([0]))
+    known = lira_bayes._of_fold(out, 3)
+    expected = hierarchical.log_odds(law, known, known.none(), centred.x[3, :1])
+    assert attack(score_set, rule)["lira-bayes"][3, 0] == pytest.approx(expected[0], abs=1e-9)
+    assert inside.count[3, 0] == 0
+
+
+# Models from elsewhere
+
+
+@pytest.mark.parametrize("models", [12])
+def test_a_model_from_elsewhere_scores_nearly_as_if_its_block_were_in_the_run(models):
+    keep = masks("blocks of 2", 12, models, 800)
+    whole = leaky(12, keep, classes=3)
+    inside_run = attack(whole)
+    rest = ScoreSet(whole.scores[2:], keep[2:], 2, "test", labels=whole.labels)
+    found = lira_bayes.of_targets(
+        rest, references.find(rest), AttackConfig(), whole.scores[:1].copy()
+    )
+    for name, got in (("lira-bayes", found.log_odds), ("lira-bayes-offline", found.offline)):
+        expected = inside_run[name][0]
+        assert np.corrcoef(got[0], expected)[0, 1] > 0.985, name
+        assert abs(np.mean(got[0] - expected)) < 0.1, name
+
+
+def test_tails_and_log_odds_of_a_model_from_elsewhere_are_those_of_its_laws():
+    keep = masks("blocks of 2", 13, 12, 200)
+    run = leaky(13, keep)
+    targets = leaky(13, keep).scores[:2] + 0.3
+    found = lira_bayes.of_targets(run, references.find(run), AttackConfig(), targets)
+    odds = found.of_in.log_density(found.x) - found.of_out.log_density(found.x)
+    np.testing.assert_allclose(found.log_odds, odds, rtol=0, atol=1e-12)
+    tail = found.of_out.log_tail(found.x)
+    np.testing.assert_allclose(found.log_tail, tail, rtol=0, atol=1e-12)
+
+
+def test_the_level_of_a_model_from_elsewhere_changes_none_of_its_scores():
+    keep = masks("blocks of 2", 14, 8, 600)
+    run = leaky(14, keep)
+    run.scores[:] += 10 * np.arange(8)[:, np.newaxis, np.newaxis] % 7
+    rule, target = references.find(run), leaky(15, keep).scores[:1]
+    scores = [
+        lira_bayes.of_targets(run, rule, AttackConfig(), target + level).log_odds
+        for level in (0.0, 15.0)
+    ]
+    assert np.abs(scores[1] - scores[0]).max() < 0.2
