@@ -31,9 +31,9 @@ from lira_jax.score_set import ScoreSet
 # points; each is then found by so many halvings.
 SIGMAS = 10.0
 POINTS = 160
-HALVINGS = 40
+HALVINGS = 30
 # About so many pairs of a model and an example it did not train on are compared with predictions.
-PAIRS = 200_000
+PAIRS = 50_000
 # Examples of one grid at a time.
 CHUNK = 256
 # Edges of the groups of predictions, in multiples of the rate aimed at.

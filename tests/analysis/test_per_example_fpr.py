@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 
-from lira_jax.analysis import coin_flips, exposure, per_example_fpr
+from lira_jax.analysis import coin_flips, exposure, per_example_fpr, target
 from lira_jax.attacks import lira_bayes, references
 from lira_jax.attacks.hierarchical import Mixture
 from lira_jax.config import AttackConfig
@@ -120,3 +121,15 @@ def test_tails_of_models_of_the_run_are_uniform_where_they_did_not_train():
     ]
     for level in (0.01, 0.1, 0.5):
         assert (tails <= level).mean() == pytest.approx(level, abs=0.01 + 0.1 * level)
+
+
+def test_a_target_is_decided_by_its_p_values_where_the_rate_is_kept_on_every_example():
+    score_set = known(examples=300, seed=2)
+    shadows = replace(score_set, scores=score_set.scores[:-2], keep=score_set.keep[:-2])
+    other = target.Target(score_set.scores[-1], score_set.keep[-1], "other")
+    config = AttackConfig(calibrate="per-example")
+    got = target.audit(shadows, other, config, fpr=0.05, progress=False)
+    assert np.array_equal(got.decision, got.p_value <= 0.05)
+    assert got.shadow["fpr"] == pytest.approx(0.05, abs=0.015)
+    assert "kept on every example" in target.summary(got)
+    assert target.as_json(got)["threshold"] is None
