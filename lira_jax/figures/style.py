@@ -24,7 +24,7 @@ from matplotlib.patches import Patch
 # A column of the usual two-column paper [inches].
 WIDTH = 3.4
 
-# Okabe and Ito's colours, told apart by colour-blind readers, and three darker ones of Paul Tol's.
+# Okabe and Ito's colours, told apart by colour-blind readers, and four of Paul Tol's.
 BLUE, SKY, GREEN, ORANGE, RED, PINK, BLACK = (
     "#0072B2",
     "#56B4E9",
@@ -34,7 +34,7 @@ BLUE, SKY, GREEN, ORANGE, RED, PINK, BLACK = (
     "#CC79A7",
     "#000000",
 )
-WINE, OLIVE, INDIGO = "#882255", "#999933", "#332288"
+WINE, OLIVE, INDIGO, PURPLE = "#882255", "#999933", "#332288", "#AA4499"
 GREY = "#7F7F7F"
 
 IN, OUT = RED, BLUE
@@ -45,8 +45,8 @@ Line = Literal["-", "--", "-.", ":", "none"] | tuple[float, tuple[float, ...]]
 # LiRA: a colour per variance, online solid, offline dashed. Baselines broken in ways of their own.
 # The dashes of variants that often coincide lie in each other's gaps.
 STYLES: dict[str, tuple[str, Line]] = {
-    "lira-bayes": (WINE, "-"),
-    "lira-bayes-offline": (WINE, "--"),
+    "lira-bayes": (PURPLE, "-"),
+    "lira-bayes-offline": (PURPLE, "--"),
     "lira-online": (BLUE, "-"),
     "lira-online-global": (SKY, "-"),
     "lira-online-pooled": (GREEN, "-"),

@@ -18,7 +18,7 @@ from lira_jax.config import AttackConfig
 from lira_jax.errors import InputError
 from lira_jax.score_set import ScoreSet
 
-SLOW = ("quantile-regression", "shokri")
+SLOW = ("lira-bayes", "quantile-regression", "shokri")
 
 
 def blocked(models=8, examples=600, seed=0):

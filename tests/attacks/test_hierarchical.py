@@ -15,7 +15,15 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal, norm
 
 from lira_jax.attacks import hierarchical
-from lira_jax.attacks.hierarchical import Law, Side, fit, log_odds, posterior, predict
+from lira_jax.attacks.hierarchical import (
+    Law,
+    Side,
+    fit,
+    log_odds,
+    posterior,
+    predict,
+    with_target,
+)  # fmt: skip
 from lira_jax.errors import InputError
 
 # A quiet kind and a loud one.
@@ -266,11 +274,11 @@ def test_a_target_of_unknown_side_is_evidence_once_of_either_side():
     # One round from the start, K = 1: statistics are means over both answers, by their odds.
     out, inside, more, _ = simulate(TWO, (1, 1), 400, seed=6)
     without = fit(out, inside, kinds=(1,))
-    with_target = fit(out, inside, more, kinds=(1,))
-    far = fit(out, inside, more + 5, kinds=(1,))
-    for law in (with_target, far):
+    fitted = with_target(without, out, inside, more)
+    far = with_target(without, out, inside, more + 5)
+    for law in (fitted, far):
         assert all(np.isfinite(column).all() for column in law.columns())
-    assert abs(with_target.noise_out - without.noise_out) < abs(far.noise_out - without.noise_out)
+    assert abs(fitted.noise_out - without.noise_out) < abs(far.noise_out - without.noise_out)
 
 
 def constant(examples, value=3.0):
@@ -284,7 +292,8 @@ def test_few_examples_give_a_law_and_finite_scores_without_a_warning(examples, c
     out, inside, x, _ = simulate(TWO, (count, count), examples, seed=examples)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        law = fit(out, inside, x if count == 1 else None)
+        law = fit(out, inside)
+        law = with_target(law, out, inside, x) if count == 1 else law
         assert np.isfinite(log_odds(law, out, inside, x)).all()
         assert np.isfinite(log_odds(law, out, inside.none(), x)).all()
 
@@ -302,7 +311,7 @@ def test_degenerate_scores_give_finite_scores_or_one_line_and_never_a_warning(ca
         out.mean[0], x[0] = 1e8, -1e8
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        law = fit(out, inside, x)
+        law = with_target(fit(out, inside), out, inside, x)
         assert np.isfinite(log_odds(law, out, inside, x)).all()
 
 
