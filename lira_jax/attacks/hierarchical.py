@@ -221,23 +221,23 @@ def log_odds(law: Law, out: Side, inside: Side, x: Float[np.ndarray, "..."]) -> 
 def fit(
     out: Side,
     inside: Side,
-    kinds: tuple[int, ...] = KINDS,
-    rounds: int = ROUNDS,
+    kinds: tuple[int, ...] | None = None,
+    rounds: int | None = None,
     tolerance: float = TOLERANCE,
 ) -> Law:
     """The law of these examples by EM, of the number of kinds that has the best BIC.
 
     Args:
         out, inside: references of C examples.
-        kinds: numbers to try, ascending.
-        rounds, tolerance: of EM.
+        kinds: numbers to try, ascending; None: KINDS.
+        rounds, tolerance: of EM; None: ROUNDS.
 
     Raises:
         InputError: no law found, which finite scores that are not absurd never come to.
     """
     best, best_bic = None, np.inf
     examples = max(out.mean.size, 2)
-    for number in kinds:
+    for number in kinds or KINDS:
         if number > max(1, examples // LEAST_OF_A_KIND):
             break
         start = _start(out, inside, number)
@@ -254,7 +254,7 @@ def with_target(
     out: Side,
     inside: Side,
     target: Float[np.ndarray, " C"],
-    rounds: int = ROUNDS,
+    rounds: int | None = None,
     tolerance: float = TOLERANCE,
 ) -> Law:
     """The law that these references gave, fitted on with the scores of one more model.
@@ -283,11 +283,12 @@ def _em(
     out: Side,
     inside: Side,
     target: Float[np.ndarray, " C"] | None,
-    rounds: int,
+    rounds: int | None,
     tolerance: float,
 ) -> tuple[Law, float]:
     """The law that EM ends with from that start, and the mean log evidence of an example."""
     law, usual, width = start
+    rounds = ROUNDS if rounds is None else rounds
     kinds = law.share.size
     n_in = float(np.mean(inside.count))
     share_in = n_in / (n_in + float(np.mean(out.count)))

@@ -17,6 +17,8 @@ from lira_jax.attacks.hierarchical import Mixture
 from lira_jax.config import AttackConfig
 from lira_jax.score_set import ScoreSet
 
+pytestmark = pytest.mark.whole_fits
+
 
 def mixture(rng, examples, mean=0.0):
     share = rng.dirichlet(np.ones(2), examples).T

@@ -26,6 +26,8 @@ from lira_jax.attacks.hierarchical import (
 )  # fmt: skip
 from lira_jax.errors import InputError
 
+pytestmark = pytest.mark.whole_fits
+
 # A quiet kind and a loud one.
 TWO = Law(
     share=np.array([0.7, 0.3]),

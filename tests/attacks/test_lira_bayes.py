@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from functools import cache, partial
+from functools import cache
 
 import numpy as np
 import pytest
@@ -66,13 +66,6 @@ DESIGNS = {
 }
 
 
-@pytest.fixture
-def soon_fitted(monkeypatch):
-    """Laws of one or two kinds after a few rounds of EM, so that many are soon fitted."""
-    fit = partial(hierarchical.fit, kinds=(1, 2), rounds=8)
-    monkeypatch.setattr(hierarchical, "fit", fit)
-
-
 def masks(design, seed, models, examples):
     return DESIGNS[design](np.random.default_rng(seed), models, examples)
 
@@ -80,6 +73,7 @@ def masks(design, seed, models, examples):
 # Who the references are
 
 
+@pytest.mark.whole_fits
 @pytest.mark.parametrize("design", DESIGNS)
 def test_references_are_all_that_the_design_allows(design):
     keep = masks(design, 1, 8, 60)
@@ -103,6 +97,7 @@ def test_references_are_all_that_the_design_allows(design):
             assert found.squares[fold, example] == pytest.approx(squares, abs=1e-9)
 
 
+@pytest.mark.whole_fits
 @pytest.mark.parametrize("models", [4, 8, 16, 64])
 @pytest.mark.parametrize("examples", [200, 5_000])
 def test_independent_masks_are_known_from_exact_halves_and_blocks(models, examples):
@@ -115,6 +110,7 @@ def test_independent_masks_are_known_from_exact_halves_and_blocks(models, exampl
     assert not lira_bayes.independent(np.repeat(rng.random((1, examples)) < 0.5, models, axis=0))
 
 
+@pytest.mark.whole_fits
 @given(st.integers(0, 2**32 - 1))
 @settings(deadline=None, max_examples=10)
 def test_a_sides_statistics_less_each_model_are_those_of_the_others(seed):
@@ -131,7 +127,6 @@ def test_a_sides_statistics_less_each_model_are_those_of_the_others(seed):
         assert got.squares[model, example] == pytest.approx(expected.squares[0], rel=1e-5, abs=1e-9)
 
 
-@pytest.mark.usefixtures("soon_fitted")
 def test_scores_are_the_laws_log_odds_example_by_example():
     keep = masks("coin tosses", 2, 8, 50)
     score_set = leaky(2, keep)
@@ -161,7 +156,6 @@ def test_scores_are_the_laws_log_odds_example_by_example():
 @pytest.mark.parametrize(
     ("design", "models"), [("blocks of 2", 4), ("blocks of 2", 12), ("1 of 4", 8)]
 )
-@pytest.mark.usefixtures("soon_fitted")
 def test_masks_of_a_targets_own_block_change_none_of_its_scores(design, models):
     keep = masks(design, 3, models, 150)
     score_set = leaky(3, keep)
@@ -175,7 +169,6 @@ def test_masks_of_a_targets_own_block_change_none_of_its_scores(design, models):
         assert np.abs(after[name] - before[name]).max() > 0.1
 
 
-@pytest.mark.usefixtures("soon_fitted")
 def test_masks_of_a_target_by_coin_tosses_change_none_of_its_scores():
     keep = masks("coin tosses", 4, 10, 200)
     keep = keep[:, (keep[1:].sum(axis=0) >= 2) & (keep[1:].sum(axis=0) <= 7)]
@@ -190,7 +183,6 @@ def test_masks_of_a_target_by_coin_tosses_change_none_of_its_scores():
         np.testing.assert_allclose(after[name][0], before[name][0], rtol=0, atol=1e-9)
 
 
-@pytest.mark.usefixtures("soon_fitted")
 @pytest.mark.parametrize("design", DESIGNS)
 def test_the_order_of_models_and_examples_does_not_matter(design):
     keep = masks(design, 6, 8, 120)
@@ -223,7 +215,6 @@ def with_levels_by_class(keep, block, views, rng):
     return drawn
 
 
-@pytest.mark.usefixtures("soon_fitted")
 @pytest.mark.parametrize(
     ("design", "models"),
     [
@@ -244,7 +235,6 @@ def test_without_leakage_it_is_at_chance(design, models, monkeypatch):
     assert all(entry["auc"]["error"] < 0.03 for entry in found["attacks"])
 
 
-@pytest.mark.usefixtures("soon_fitted")
 def test_masks_by_coin_tosses_of_few_examples_are_at_chance_over_masks():
     # Of one set of masks on 25 examples, numbers of IN models happen to spread less or more.
     found = []
@@ -336,6 +326,7 @@ def optimum():
     return np.array([np.trapezoid(tpr, fpr), np.interp(FPR, fpr, tpr)])
 
 
+@pytest.mark.whole_fits
 def test_under_a_known_law_it_comes_to_what_the_optimal_test_does():
     # 2,000 examples × 2 populations: their law is known to a few percent, and their own kinds and
     # places are a sample, so that the rates are good to about as much.
@@ -343,6 +334,7 @@ def test_under_a_known_law_it_comes_to_what_the_optimal_test_does():
     assert (np.abs(found - optimum()) < [0.006, 0.02]).all(), (found, optimum())
 
 
+@pytest.mark.whole_fits
 def test_under_a_known_law_it_is_ahead_of_shrinkage_lira_online_and_offline():
     found = measured()
     for kind, name in (("online", "lira-bayes"), ("offline", "lira-bayes-offline")):
@@ -350,6 +342,7 @@ def test_under_a_known_law_it_is_ahead_of_shrinkage_lira_online_and_offline():
     assert (found["lira-bayes"] > found["lira-bayes-offline"]).all()
 
 
+@pytest.mark.whole_fits
 @pytest.mark.parametrize("design", DESIGNS)
 def test_few_models_under_a_known_law_do_better_than_lira_as_well(design):
     keep = masks(design, 8, 8, 600)
@@ -363,7 +356,6 @@ def test_few_models_under_a_known_law_do_better_than_lira_as_well(design):
 # Small and odd runs
 
 
-@pytest.mark.usefixtures("soon_fitted")
 @pytest.mark.parametrize("design", DESIGNS)
 @pytest.mark.parametrize("examples", [2, 5, 20])
 def test_small_runs_have_finite_scores_without_a_warning(design, examples):
@@ -375,6 +367,7 @@ def test_small_runs_have_finite_scores_without_a_warning(design, examples):
             assert np.isfinite(values).all()
 
 
+@pytest.mark.whole_fits
 def test_scores_that_are_all_equal_tell_nothing():
     keep = masks("blocks of 2", 10, 8, 40)
     for values in attack(ScoreSet(np.full((8, 40, 1), 2.0), keep, None, "test")).values():
@@ -382,7 +375,6 @@ def test_scores_that_are_all_equal_tell_nothing():
         assert abs(evaluation.auc(evaluation.roc(values, keep)) - 0.5) < 0.05
 
 
-@pytest.mark.usefixtures("soon_fitted")
 def test_an_example_without_in_references_is_scored_from_its_out_references():
     # Leave-one-out asks for two on a side; blocks as given, for one outside each block.
     rng = np.random.default_rng(11)
@@ -405,6 +397,7 @@ def test_an_example_without_in_references_is_scored_from_its_out_references():
 # Models from elsewhere
 
 
+@pytest.mark.whole_fits
 @pytest.mark.parametrize("models", [12])
 def test_a_model_from_elsewhere_scores_nearly_as_if_its_block_were_in_the_run(models):
     keep = masks("blocks of 2", 12, models, 800)
@@ -420,6 +413,7 @@ def test_a_model_from_elsewhere_scores_nearly_as_if_its_block_were_in_the_run(mo
         assert abs(np.mean(got[0] - expected)) < 0.1, name
 
 
+@pytest.mark.whole_fits
 def test_tails_and_log_odds_of_a_model_from_elsewhere_are_those_of_its_laws():
     keep = masks("blocks of 2", 13, 12, 200)
     run = leaky(13, keep)
@@ -431,6 +425,7 @@ def test_tails_and_log_odds_of_a_model_from_elsewhere_are_those_of_its_laws():
     np.testing.assert_allclose(found.log_tail, tail, rtol=0, atol=1e-12)
 
 
+@pytest.mark.whole_fits
 def test_the_level_of_a_model_from_elsewhere_changes_none_of_its_scores():
     keep = masks("blocks of 2", 14, 8, 600)
     run = leaky(14, keep)
