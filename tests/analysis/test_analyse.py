@@ -496,11 +496,13 @@ from matplotlib.figure import Figure
 from lira_jax.report import terminal
 from lira_jax.analysis import budgets
 from lira_jax.attacking import attack
+from lira_jax.attacks import hierarchical
 from lira_jax.config import AttackConfig
 from lira_jax.evaluation import bootstrap
 from lira_jax.score_set import read_npz
 
-# As `sketched`.
+# As `soon_fitted` and `sketched`.
+hierarchical.KINDS, hierarchical.ROUNDS = (1,), 4
 Figure.draw_without_rendering = lambda self: None
 Figure.savefig = lambda self, file, **_: file.write(b"a figure")
 folder = Path(sys.argv[1])
