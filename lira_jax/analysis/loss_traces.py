@@ -22,7 +22,7 @@ from lira_jax.config import Experiment
 from lira_jax.csv_text import csv_text
 from lira_jax.findings import Vulnerability
 from lira_jax.run import run_dir
-from lira_jax.run.loss_traces import read_all
+from lira_jax.run.loss_traces import FOLDER, read_all
 
 # The shares of the examples that are called likely, and most, exposed.
 SHARES = (0.01, 0.05)
@@ -56,6 +56,8 @@ def of_run(run: Path, experiment: Experiment) -> Float[np.ndarray, " E"] | None:
     Raises:
         InputError: damaged or foreign traces or masks.
     """
+    if not (run / FOLDER).exists():
+        return None
     keep, _ = run_dir.read_membership(run, experiment)
     traces = read_all(run, experiment, keep)
     return None if traces is None else interquartile_ranges(traces, keep[: len(traces)])
