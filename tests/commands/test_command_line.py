@@ -169,6 +169,7 @@ def test_every_field_can_be_overridden(experiment_of, toml):
         "train.ema": 0.0, "train.momentum": 0.5, "train.label_smoothing": 0.5,
         "score.views": 162, "score.noisy_queries": 0,  # refused beside MemGuard
         "attack.centre": "median", "attack.extra": "a.b:c", "attack.fpr": 0.25,
+        "attack.calibrate": "per-example",
         "data.canary_kind": "noise",
         "data.name": "some name", "data.path": "a b/ü.npz", "network.norm": "group",
         "defence.dropout": 0.5, "defence.transfer_from": "a run", "defence.transfer_tune": "last",
