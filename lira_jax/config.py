@@ -347,7 +347,7 @@ class AttackConfig(_Section):
             for none.
         fpr: False-positive rate at which decisions about a target of your own are made, between 0
             and 1.
-        calibrate: That rate is kept on average over examples (pooled), or on each (per-example).
+        calibrate: That rate is aimed at over all examples (pooled), or on each (per-example).
         temperatures: Temperatures by which logits are divided for the section on trust; `fit`: each
             model's own, of the least loss on held-out images.
     """

@@ -192,6 +192,7 @@ def analyse(
         "queries": used,
         "protocol": "leave-block-out",
         **_rule(rule.words, rule.count_in, rule.count_out, config.centre, member),
+        "centred": config.centred,
         "folds": models // rule.fold,
         "canaries": int(canary.sum()),
         "default": DEFAULT,

@@ -1,7 +1,9 @@
 """Coin flips: decisions that a model trained again would not get (arXiv 2505.18773, section 5).
 
 Two models that were trained alike, both on an example or both not, may get different decisions on
-it. The share of such pairs is the flip rate, 0 where all agree, ½ where each is a toss.
+it. The share of such pairs is the flip rate, 0 where all agree, ½ where each is a toss. A call that
+one model gets and hardly any other has a low flip rate too; so calls are judged by how often
+another model would not get them.
 
 NumPy only.
 """
@@ -12,9 +14,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
-
-# A call is a coin flip where the flip rate is that of calls made with probability 0.2 to 0.8.
-COIN_FLIP = 2 * 0.2 * 0.8
 
 
 def flip_rates(
@@ -44,22 +43,22 @@ def coin_flips(
     """What `metrics.json` says of flip rates.
 
     Returns:
-        rule: from which `flip_in` on a call is a coin flip; targets: median count of targets behind
-        a `flip_in`; mean_flip_in, mean_flip_out: over examples; called: members called so, over all
-        targets, where `flip_in` is known; coin_flips: the share of these that are coin flips.
-        None where there is nothing to average.
+        targets: median count of targets behind a `flip_in`; mean_flip_in, mean_flip_out: over
+        examples; called: members called so, over all targets, where others trained on the example
+        too; unrepeated: the share of pairs of such a call and another model that trained on the
+        example in which that other is not called a member, Σ B1·(B − B1)/(B − 1) / Σ B1. None where
+        there is nothing to average.
     """
-    right = (called & keep)[:, np.isfinite(flip_in)].sum(axis=0)
-    known = flip_in[np.isfinite(flip_in)]
+    count = keep.sum(axis=0)
+    right = np.where(count > 1, (called & keep).sum(axis=0), 0)
     total = int(right.sum())
+    differing = float((right * (count - right) / np.maximum(count - 1, 1)).sum())
     return {
-        "rule": COIN_FLIP,
-        "targets": float(np.median(keep.sum(axis=0))),
+        "targets": float(np.median(count)),
         "mean_flip_in": _mean(flip_in),
         "mean_flip_out": _mean(flip_out),
         "called": total,
-        # Rates of equal counts round alike; the margin is for the rule's own rounding.
-        "coin_flips": float(right[known >= COIN_FLIP - 1e-12].sum() / total) if total else None,
+        "unrepeated": differing / total if total else None,
     }
 
 

@@ -100,6 +100,10 @@ def reliability(
     shown = keep[:, natural]
     per_example = {
         "attack": "lira-bayes",
+        "laws": {
+            "kinds": sorted({law.share.size for law in laws}),
+            "unsettled": sum(not law.converged for law in laws),
+        },
         "fpr": config.fpr,
         "in_use": config.calibrate,
         "spread": {name: float(np.quantile(fpr[natural], q)) for name, q in QUANTILES.items()},

@@ -67,7 +67,7 @@ class TargetAudit:
         member: the truth, bool [E]; None if not known.
         fpr: false-positive rate that the rule was to keep to, a share.
         threshold: a log-ratio of at least that is decided a member, if `calibrate` is "pooled".
-        calibrate: the rate is kept on average over examples ("pooled"), or on each ("per-example"):
+        calibrate: the rate is aimed at over all examples ("pooled"), or on each ("per-example"):
             then a p-value of at most `fpr` is decided a member.
         models: shadow models.
         references: their counts, "in" and "out", on the example that has fewest of each.
@@ -322,7 +322,7 @@ def summary(audit: TargetAudit) -> str:
     low, high = shadow["fpr_range"]
     rule = f"log-ratio of {audit.threshold:.3g} or more"
     if audit.calibrate == "per-example":
-        rule = f"p-value of {audit.fpr:g} or less: the rate is kept on every example"
+        rule = f"p-value of {audit.fpr:g} or less: the rate is aimed at on every example"
     lines = [
         f"{audit.source}: {examples:,} examples, {audit.views} view{'s' * (audit.views > 1)}, "
         f"against {audit.models} shadow models ({counts['in']} IN and {counts['out']} OUT "

@@ -3,8 +3,8 @@
 By the default attack, which is named before any result: it does better than guessing where its 95 %
 interval lies above chance. The interval is widened by Student's t over the folds of targets that
 the bootstrap resamples, since a bootstrap over few folds gives too narrow an interval. Only where
-another attack surely finds more than the default does is the verdict about that one, with room for
-having tried many: then by an interval so wide that those of all other attacks hold at once
+another attack surely shows a worse level than the default does is the verdict about that one, with
+room for having tried many: then by an interval so wide that those of all other attacks hold at once
 (Bonferroni). Where there is no default, as by the protocol of the public code, all are the others.
 """
 
@@ -20,7 +20,7 @@ from jaxtyping import Bool
 from scipy.stats import norm
 from scipy.stats import t as student
 
-from lira_jax.attacks import TITLES
+from lira_jax.attacks import DEFAULT, TITLES
 from lira_jax.evaluation import FPRS, wording
 from lira_jax.findings import Vulnerability
 
@@ -38,6 +38,8 @@ attack is; there are no intervals to judge by."""
 
 # An example is given away where the attack is right under this share of the models.
 GIVEN_AWAY = 0.9
+# Calls of members of which it is said how many are coin flips.
+FEWEST_CALLS = 100
 
 
 def given_away(exposed: Vulnerability, natural: Bool[np.ndarray, " E"]) -> int:
@@ -71,6 +73,12 @@ def verdict(metrics: Mapping[str, Any]) -> dict[str, Any]:
     if failed:
         names = ", ".join(failed)
         hints.append(f"The null check failed for {names}: do not rely on what it found.")
+    unsettled = (metrics.get("per_example_fpr") or {"laws": {"unsettled": 0}})["laws"]["unsettled"]
+    if unsettled:
+        hints.append(
+            f"The law that {DEFAULT} rests on did not settle for {unsettled} of "
+            f"{metrics['models']} models: read its figures with care."
+        )
     if metrics["attacks"][0].get("over") == "examples" and level != "unknown":
         hints.append("One model was attacked: the interval says nothing about others.")
     return {
@@ -269,13 +277,16 @@ def _examples_given_away(metrics: Mapping[str, Any]) -> str:
 
 
 def _coin_flips(metrics: Mapping[str, Any]) -> str:
-    flips = (metrics.get("vulnerability") or {}).get("coin_flips") or {}
-    if flips.get("coin_flips") is None:
+    exposed = metrics.get("vulnerability") or {}
+    flips = exposed.get("coin_flips") or {}
+    if flips.get("called", 0) < FEWEST_CALLS:
         return ""
+    attack = exposed["attack"]
     return (
-        f"Of the members called so at a false-alarm rate of {100 * flips['fpr']:.3g} %, "
-        f"{100 * flips['coin_flips']:.0f} % are coin flips: of two models trained on such an "
-        f"example, one alone is told in {100 * flips['rule']:.0f} % of cases or more."
+        f"Of the {flips['called']:,} times that {TITLES.get(attack, attack)} rightly calls an "
+        f"example a member at a false-alarm rate of {100 * flips['fpr']:.3g} %, "
+        f"{100 * flips['unrepeated']:.0f} % are coin flips: it would not do so of another model "
+        "trained on that example."
     )
 
 

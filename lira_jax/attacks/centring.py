@@ -5,9 +5,11 @@ non-members of it alike too high: that tells nothing of any one example, and hid
 r[n, e] the excess of model n's score over the mean of all models, the level of a model on a group
 of examples (all; then each class) is the mean of r over the group, drawn in at Tukey's fences, so
 that a few absurd or much memorised examples move it little, times the share of it that chance does
-not explain: max(0, 1 − noise/signal), where signal is the mean square of the models' levels, and
-noise what the spread of r within the group alone gives. No mask is read, so it cannot tell the
-answer. It takes the target's scores on many examples, which an auditor has.
+not explain: τ²/(τ² + σ²/n) for a group of n examples. σ² is the spread of r within groups, and τ²
+what the mean square of levels is above σ²/n, both over all groups: of a class of one or two
+examples nothing can be told, and what its scores give away must not go with its level. No mask is
+read, so it cannot tell the answer. It takes the target's scores on many examples, which an auditor
+has.
 """
 
 from __future__ import annotations
@@ -126,20 +128,28 @@ def _take_off(
 ) -> Levels:
     mean = x.mean(axis=0)
 
-    def of_group(group: Any) -> tuple[Float[np.ndarray, " N"], float]:
+    def of_group(group: Any) -> tuple[Float[np.ndarray, " N"], float, int]:
         drawn_in = _drawn_in(x[:, group] - mean[group])
         level = drawn_in.mean(axis=1)
-        noise = float((drawn_in.var(axis=1) / drawn_in.shape[1]).mean())
-        signal = float(np.square(level).mean())
-        share = max(0.0, 1 - noise / signal) if signal > 0 else 0.0
-        x[:, group] -= share * level[:, np.newaxis]
-        if others is not None:
-            excess = others[:, group] - mean[group]
-            others[:, group] -= share * _drawn_in(excess).mean(axis=1, keepdims=True)
-        return level, share
+        within = float(np.square(drawn_in - level[:, np.newaxis]).sum(axis=1).mean())
+        return level, within, drawn_in.shape[1]
 
     found = list(workers.in_order(of_group, groups))
-    return Levels(np.stack([f[0] for f in found], axis=1), np.array([f[1] for f in found]))
+    level = np.stack([each[0] for each in found], axis=1)
+    sizes = np.array([each[2] for each in found])
+    freedom = int((sizes - 1).sum())
+    share = np.zeros(sizes.size)
+    if freedom:
+        noise = sum(each[1] for each in found) / freedom / sizes
+        excess = np.square(level).mean(axis=0) - noise
+        true = max(0.0, float(excess @ sizes) / float(sizes.sum()))
+        share = np.divide(true, true + noise, out=share, where=true + noise > 0)
+    for group, of_models, part in zip(groups, level.T, share, strict=True):
+        x[:, group] -= part * of_models[:, np.newaxis]
+        if others is not None:
+            excess_of_others = _drawn_in(others[:, group] - mean[group])
+            others[:, group] -= part * excess_of_others.mean(axis=1, keepdims=True)
+    return Levels(level, share)
 
 
 def _drawn_in(excess: Float[np.ndarray, "N C"]) -> Float[np.ndarray, "N C"]:

@@ -47,8 +47,10 @@ FEW = 3
 # Examples that a law is fitted to, evenly spaced by their mean score.
 EXAMPLES = 2_000
 # Masks count as independent where the spread of examples' counts is within so many standard errors
-# of what it then is.
-ERRORS = 5.0
+# of what it then is; and so many examples that these are at most a sixth of it. With fewer, masks
+# that are not could pass, and every example has equally many references.
+ERRORS = 3.0
+MOST = 1 / 6
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,8 @@ def independent(keep: Bool[np.ndarray, "N E"]) -> bool:
     expected = float((share * (1 - share)).sum())
     examples = keep.shape[1]
     spread = float(keep.sum(axis=0).var(ddof=1))
-    return abs(spread / max(expected, 1e-9) - 1) <= ERRORS * np.sqrt(2 / (examples - 1))
+    away = ERRORS * np.sqrt(2 / (examples - 1))
+    return bool(away <= MOST and abs(spread / max(expected, 1e-9) - 1) <= away)
 
 
 def sides(centred: Centred, chunk: slice | Int[np.ndarray, " C"]) -> tuple[Side, Side]:

@@ -130,6 +130,25 @@ def test_the_default_pays_for_no_choice_among_attacks():
     assert "the attack (attack3) recognises" in found["sentence"]
 
 
+def test_coin_flips_are_told_of_the_default_and_only_of_enough_calls():
+    flips = {"fpr": 0.001, "called": 250, "unrepeated": 0.98}
+    exposed = {"attack": "lira-bayes", "coin_flips": flips}
+    told = verdict(judged(a=(0.9, 0.1)) | {"vulnerability": exposed})["hints"]
+    assert told == [
+        "Of the 250 times that Hierarchical LiRA rightly calls an example a member at a false-alarm "
+        "rate of 0.1 %, 98 % are coin flips: it would not do so of another model trained on that "
+        "example."
+    ]
+    few = exposed | {"coin_flips": flips | {"called": 99}}
+    assert verdict(judged(a=(0.9, 0.1)) | {"vulnerability": few})["hints"] == []
+
+
+def test_a_law_that_did_not_settle_is_named():
+    rates = {"laws": {"kinds": [2], "unsettled": 3}}
+    told = verdict(judged(a=(0.9, 0.1)) | {"per_example_fpr": rates, "models": 16})["hints"]
+    assert told[0].startswith("The law that lira-bayes rests on did not settle for 3 of 16 models")
+
+
 def test_another_attack_has_the_word_only_where_it_surely_finds_more():
     leak, nothing = (0.9, 0.1), (0.505, 0.0011)
     stronger = judged(named=(0.7, 0.01), other=leak) | {"default": "named"}

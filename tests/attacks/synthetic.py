@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from lira_jax import evaluation
 from lira_jax.attacks import references
 from lira_jax.score_set import ScoreSet
 
@@ -57,3 +58,9 @@ MASKS = {
     "free": lambda rng: free_masks(rng, 7, 11, least=3),
     "one reference a side": lambda rng: halved_masks(rng, 4, 11),
 }
+
+
+def auc_and_tpr(scores, member, fpr):
+    """AUC, and TPR at that FPR, of the pooled curve."""
+    curve = evaluation.roc(scores, member)
+    return np.array([evaluation.auc(curve), evaluation.tpr_at_fpr(curve, fpr)])

@@ -29,15 +29,22 @@ def by_hand(x, labels):
     y = x.copy()
     for groups in ([np.arange(x.shape[1])], [np.flatnonzero(labels == c) for c in set(labels)]):
         excess = y - y.mean(axis=0)
+        levels, squares = [], 0.0
         for group in groups:
-            levels, noises = [], []
+            levels.append([])
             for row in excess[:, group]:
                 low, high = np.percentile(row, [25, 75])
                 row = np.clip(row, low - 1.5 * (high - low), high + 1.5 * (high - low))
-                levels.append(row.mean())
-                noises.append(row.var() / row.size)
-            share = max(0, 1 - np.mean(noises) / np.mean(np.square(levels)))
-            y[:, group] -= share * np.array(levels)[:, np.newaxis]
+                levels[-1].append(row.mean())
+                squares += np.square(row - row.mean()).sum() / len(x)
+        variance = squares / sum(group.size - 1 for group in groups)
+        sizes = [group.size for group in groups]
+        signals = [np.mean(np.square(of_group)) for of_group in levels]
+        excesses = [s - variance / n for s, n in zip(signals, sizes, strict=True)]
+        true = max(0, np.average(excesses, weights=sizes))
+        for group, of_group in zip(groups, levels, strict=True):
+            share = true / (true + variance / group.size)
+            y[:, group] -= share * np.array(of_group)[:, np.newaxis]
     return y
 
 
@@ -154,3 +161,18 @@ def test_each_other_is_centred_by_itself():
     for number in range(3):
         _, alone = centred(x, labels, others[number : number + 1])
         np.testing.assert_allclose(together[number], alone[0], atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_what_classes_of_few_examples_give_away_does_not_go_with_their_level(size):
+    # No level of any class, and members far above others.
+    rng = np.random.default_rng(size)
+    half = rng.random((8, 200)) < 0.5
+    keep = np.stack([half, ~half], axis=1).reshape(16, 200)
+    x = 2 * rng.normal(size=200) + rng.normal(size=(16, 200)) + 3 * keep
+    after, (_, by_class) = centred(x, np.arange(200) // size)
+    gap = [of[keep].mean() - of[~keep].mean() for of in (x, after)]
+    assert gap[1] > 0.85 * gap[0]
+    assert by_class.share.max() < 0.15
+    if size == 1:
+        assert (by_class.share == 0).all()

@@ -15,21 +15,15 @@ import numpy as np
 import pytest
 from scipy.stats import chi2, norm, qmc, t
 
-from lira_jax import evaluation
 from lira_jax.attacks import bavaria, pmia, references
 from lira_jax.config import AttackConfig
 from lira_jax.score_set import ScoreSet
-from tests.attacks.synthetic import blocked_masks
+from tests.attacks.synthetic import auc_and_tpr, blocked_masks
 
 PLACE, SHIFT, NARROW = 2.0, 1.5, 0.7
 MODELS, EXAMPLES, POPULATIONS = 12, 12_000, 4
 COUNT = MODELS // 2 - 1  # references on each side
 FPR = 1e-2
-
-
-def figures(scores, member):
-    curve = evaluation.roc(scores, member)
-    return np.array([evaluation.auc(curve), evaluation.tpr_at_fpr(curve, FPR)])
 
 
 @cache
@@ -45,7 +39,7 @@ def measured():
         score_set = ScoreSet(scores[..., np.newaxis], keep, 2, "population")
         arguments = score_set, references.find(score_set), AttackConfig()
         for name, values in (bavaria.attack(*arguments) | pmia.all_examples(*arguments)).items():
-            found.setdefault(name, []).append(figures(values, keep))
+            found.setdefault(name, []).append(auc_and_tpr(values, keep, FPR))
     return {name: np.array(values) for name, values in found.items()}
 
 
@@ -83,9 +77,10 @@ def integrated():
         own = norm(out_mean, np.sqrt(out_squares / (COUNT - 1)))
         scores["pmia-all", member] = priors[0].logpdf(phi) - own.logpdf(phi)
     return {
-        name: figures(
+        name: auc_and_tpr(
             np.stack([scores[name, True], scores[name, False]]),
             np.stack([np.ones(phi.size, bool), np.zeros(phi.size, bool)]),
+            FPR,
         )
         for name, member in scores
         if member

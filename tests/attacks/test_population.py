@@ -25,7 +25,7 @@ from lira_jax import evaluation
 from lira_jax.attacks import lira, references, thresholds
 from lira_jax.config import AttackConfig
 from lira_jax.score_set import ScoreSet
-from tests.attacks.synthetic import blocked_masks, uneven_scores
+from tests.attacks.synthetic import auc_and_tpr, blocked_masks, uneven_scores
 from tests.attacks.test_lira import run
 
 PLACE, S0, D0, NARROW = 2.0, 1.3, 8.0, 0.8
@@ -50,11 +50,6 @@ def draw(seed):
     return ScoreSet(scores[..., np.newaxis], keep, 2, "population")
 
 
-def tpr_and_auc(scores, member):
-    curve = evaluation.roc(scores, member)
-    return np.array([evaluation.auc(curve), evaluation.tpr_at_fpr(curve, FPR)])
-
-
 @cache
 def measured():
     """By name, AUC and TPR of each population."""
@@ -63,7 +58,7 @@ def measured():
         population = draw(seed)
         got = lira.attack(population, references.find(population), AttackConfig())
         for name, values in got.items():
-            found.setdefault(name, []).append(tpr_and_auc(values, population.keep))
+            found.setdefault(name, []).append(auc_and_tpr(values, population.keep, FPR))
     return {name: np.array(values) for name, values in found.items()}
 
 
