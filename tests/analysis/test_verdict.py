@@ -135,9 +135,9 @@ def test_coin_flips_are_told_of_the_default_and_only_of_enough_calls():
     exposed = {"attack": "lira-bayes", "coin_flips": flips}
     told = verdict(judged(a=(0.9, 0.1)) | {"vulnerability": exposed})["hints"]
     assert told == [
-        "Of the 250 times that Hierarchical LiRA rightly calls an example a member at a false-alarm "
-        "rate of 0.1 %, 98 % are coin flips: it would not do so of another model trained on that "
-        "example."
+        "Of the 250 times that Hierarchical LiRA rightly calls an example a member at a "
+        "false-alarm rate of 0.1 %, 98 % are coin flips: it would not do so of another model "
+        "trained on that example."
     ]
     few = exposed | {"coin_flips": flips | {"called": 99}}
     assert verdict(judged(a=(0.9, 0.1)) | {"vulnerability": few})["hints"] == []
