@@ -19,7 +19,7 @@ Interval = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Vulnerability:
-    """Exposure of every example, all [E].
+    """Exposure of every example, all [E]; NaN where all models trained on it, or none.
 
     Attributes:
         attack: name of the attack to which.

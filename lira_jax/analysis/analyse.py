@@ -17,7 +17,16 @@ from jaxtyping import Bool, Float, UInt8
 from tqdm import tqdm
 
 from lira_jax import __version__, evaluation, workers
-from lira_jax.analysis import budgets, epsilon, exposure, loss_traces, null_check, outliers, verdict
+from lira_jax.analysis import (
+    budgets,
+    epsilon,
+    exposure,
+    loss_traces,
+    null_check,
+    outliers,
+    runnable,
+    verdict,
+)
 from lira_jax.analysis.per_example_fpr import reliability
 from lira_jax.analysis.statistics import statistic_curves
 from lira_jax.attacks import (
@@ -46,13 +55,6 @@ from lira_jax.trust import results as trust_results
 from lira_jax.trust.outputs import Outputs
 from lira_jax.user_code import import_function, running
 
-# What an attack lacks where a field of ScoreSet is missing, and how to come by it.
-REMEDIES = {
-    "labels": "needs labels [E] beside the scores",
-    "logits": "needs logits [N, E, K] beside the scores",
-    "merlin": "needs noisy queries: python score.py --run DIR --score.noisy_queries 100",
-    "gradient_norm": "needs gradients: python score.py --run DIR --score.gradient_norm True",
-}
 # The attack that stands beside label-only attacks.
 BESIDE = "lira-online"
 
@@ -138,7 +140,8 @@ def analyse(
         InputError: as `attacking.attack`.
     """
     check(score_set, config.queries)
-    rule = references.find(score_set)
+    beyond = labels_of is not None or elsewhere is not None
+    rule = references.find(score_set) if beyond else runnable.rule_of(score_set)
     chosen = families(config)
     if ready is not None:
         ready()
@@ -148,14 +151,14 @@ def analyse(
     differing = centring.differences(score_set, config.queries)
     if config.centred:
         score_set = centring.scores_centred(score_set, config.queries)
-    rule = references.find(score_set)
+    rule = runnable.rule_of(score_set)
     models, examples, views = score_set.scores.shape
     used = config.queries or views
     canary = np.zeros(examples, bool) if score_set.canary is None else score_set.canary
     natural, natural_rule, natural_given = score_set, rule, given
     if canary.any():
         natural, natural_given = (of_examples(each, ~canary) for each in (score_set, given))
-        natural_rule = references.find(natural)
+        natural_rule = runnable.rule_of(natural)
     member = natural.keep
     bar = tqdm(total=len(chosen) + 7, leave=False, disable=None if progress else True)
 
@@ -169,7 +172,7 @@ def analyse(
         by_models, no_levels = budgets.by_models(natural, natural_rule, config, known=known)
         by_queries = budgets.by_queries(natural, natural_rule, config, known=known)
     with _step(bar, "other statistics"):
-        statistics = statistic_curves(natural, natural_rule, config)
+        statistics = {} if rule.lacking else statistic_curves(natural, natural_rule, config)
         bound = _bound(attacked, score_set.keep, canary)
     with _step(bar, "label-only attacks"):
         of_labels, drawn_of_labels = None, None
@@ -198,12 +201,7 @@ def analyse(
         "default": DEFAULT,
         "strongest": max(entries, key=_strength)["name"],
         "attacks": entries,
-        "not_run": [
-            {"name": name, "title": title, "reason": REMEDIES[_lacking(family, score_set)[0]]}
-            for family in chosen.values()
-            if _lacking(family, score_set)
-            for name, title in family.titles.items()
-        ],
+        "not_run": runnable.not_run(chosen, score_set, rule, attacked.curves),
         "ablation": ablation_entries,
         "by_queries": by_queries,
         "by_models": by_models,
@@ -227,7 +225,7 @@ def analyse(
     metrics["vulnerability"] = {
         "attack": DEFAULT,
         "examples": member.shape[1],
-        "d_median": float(np.median(exposed.d[~canary])),
+        "d_median": float(np.nanmedian(exposed.d[~canary])),
         "given_away": verdict.given_away(exposed, ~canary),
         "coin_flips": flips,
     }
@@ -287,7 +285,7 @@ def _attack(
     def made() -> Iterator[tuple[str, Float[np.ndarray, "N E"]]]:
         for family_name, family in chosen.items():
             with _step(bar, family_name):
-                if _lacking(family, score_set):
+                if runnable.lacking(family, score_set, rule):
                     continue
                 scores = family.attack(score_set, rule, config, progress)
                 for name in list(scores):
@@ -427,10 +425,6 @@ def _guarded(own: Callable[..., Any], where: str) -> Attack:
     return attack
 
 
-def _lacking(family: Family, score_set: ScoreSet) -> list[str]:
-    return [need for need in family.needs if getattr(score_set, need) is None]
-
-
 def _strength(entry: Mapping[str, Any]) -> tuple[float, float]:
     """TPR at 0.1 % FPR, or at 1 % where few false positives stand behind it, surely; then AUC."""
     few = entry["few_false_positives"]
@@ -444,7 +438,12 @@ def _ablation(
     config: AttackConfig,
     entries: list[dict[str, Any]],
 ) -> Iterator[dict[str, Any]]:
-    """The rungs of the ablation; those that are attacks of their own are judged already."""
+    """The rungs of the ablation; those that are attacks of their own are judged already.
+
+    None where some example leaves targets without references.
+    """
+    if rule.lacking:
+        return
     known = {entry["name"]: entry for entry in entries} if score_set.canary is None else {}
 
     def judge(

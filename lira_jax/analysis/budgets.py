@@ -15,9 +15,10 @@ import numpy as np
 from jaxtyping import Float
 
 from lira_jax import workers
+from lira_jax.analysis import runnable
 from lira_jax.attacks import lira, lira_bayes
 from lira_jax.attacks.draws import keys
-from lira_jax.attacks.references import References, find
+from lira_jax.attacks.references import References
 from lira_jax.config import AttackConfig
 from lira_jax.errors import InputError
 from lira_jax.evaluation.judging import AT_ONCE, HEADLINE, headline
@@ -117,17 +118,24 @@ def by_models(
         for size in sizes:
             starts = range(0, models - size + 1, size)
 
-            def group(start: int, size: int = size) -> dict[str, Float[np.ndarray, "M E"]]:
-                return _group(score_set, start, size, block, config, names)
+            def group(
+                start: int, size: int = size
+            ) -> tuple[References, dict[str, Float[np.ndarray, "M E"]]]:
+                part = _group(score_set, start, size, block)
+                rule = runnable.rule_of(part)
+                return rule, _scores(part, rule, config, names)
 
             try:
-                parts = list(workers.in_order(group, starts, len(starts)))
+                rules, parts = zip(*workers.in_order(group, starts, len(starts)), strict=True)
             except InputError as error:
                 skipped.append({"models": size, "reason": str(error)})
                 continue
+            lacking = [text for rule in rules for text in rule.lacking.values()]
+            if lacking:
+                skipped.append({"models": size, "reason": f"in a group of models, {lacking[0]}"})
             targets = size * len(starts)
             for name in names:
-                if name in parts[0]:
+                if all(name in part for part in parts):
                     scores = np.concatenate([part.pop(name) for part in parts])
                     yield {"models": size, "targets": targets, "name": name}, scores
 
@@ -185,14 +193,17 @@ def _known(
 def _scores(
     score_set: ScoreSet, rule: References, config: AttackConfig, names: Sequence[str]
 ) -> dict[str, Float[np.ndarray, "N E"]]:
-    """Scores of those of LiRA's variants, and of hierarchical LiRA's, that the names ask for."""
+    """Scores of those of LiRA's variants, and of hierarchical LiRA's, that the names ask for; of
+    LiRA's those alone for which every example has references."""
     kinds = ("lira-online", "lira-offline")
     variances = [
         variance
         for variance in lira.VARIANCES
         if any(f"{kind}{variance}" in names for kind in kinds)
     ]
-    scores = lira.likelihoods(score_set, rule, config, variances=variances) if variances else {}
+    scores = {}
+    if variances and "out" not in rule.lacking:
+        scores = lira.likelihoods(score_set, rule, config, variances=variances)
     if any(name in names for name in lira_bayes.NAMES):
         scores |= lira_bayes.attack(score_set, rule, config)
     return scores
@@ -208,18 +219,10 @@ def levels(models: int, rule: References) -> list[int]:
     return sorted(sizes)
 
 
-def _group(
-    score_set: ScoreSet,
-    start: int,
-    size: int,
-    block: int | None,
-    config: AttackConfig,
-    names: Sequence[str],
-) -> dict[str, Float[np.ndarray, "M E"]]:
-    """The attacks on the models start … start + size − 1 alone."""
+def _group(score_set: ScoreSet, start: int, size: int, block: int | None) -> ScoreSet:
+    """The models start … start + size − 1 alone."""
     group = slice(start, start + size)
-    part = ScoreSet(
+    return ScoreSet(
         score_set.scores[group], score_set.keep[group], block, score_set.source,
         labels=score_set.labels,
     )  # fmt: skip
-    return _scores(part, find(part), config, names)

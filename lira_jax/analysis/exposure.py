@@ -39,7 +39,9 @@ def exposure(
     so that without leakage up to 10 % of the examples had ½ outside it (64 models), not 5 %.
 
     Where an example's φ do not vary on one side, σ is the floor of `attacks/references.py`:
-    MIN_RELATIVE_STD of the σ of all φ of that side and view, and at least MIN_STD.
+    MIN_RELATIVE_STD of the σ of all φ of that side and view, and at least MIN_STD. An example that
+    all models trained on, or none, has no exposure: its figures are NaN, and its rank is after all
+    others.
 
     Args:
         score_set: φ and masks; φ may be a memory map.
@@ -52,22 +54,28 @@ def exposure(
     right_in, right_out = (keep & (scores >= threshold)), (~keep & (scores < threshold))
     count_in = keep.sum(axis=0)
     count_out = keep.shape[0] - count_in
+    on_both = (count_in > 0) & (count_out > 0)
+    count_in, count_out = (np.where(on_both, count, 1) for count in (count_in, count_out))
     share_in = right_in.sum(axis=0) / count_in
     share_out = right_out.sum(axis=0) / count_out
     success = (share_in + share_out) / 2
     trials = 4 / (1 / count_in + 1 / count_out)
     low, high = evaluation.clopper_pearson(success * trials, trials)
     d = privacy_score(score_set, config.queries)
-    order = np.lexsort((np.arange(d.size), -d, -success))
+
+    def known(values: Float[np.ndarray, " E"]) -> Float[np.ndarray, " E"]:
+        return np.where(on_both, values, np.nan)
+
+    order = np.lexsort((np.arange(d.size), -d, -known(success)))
     rank = np.empty(d.size, dtype=np.int64)
     rank[order] = np.arange(1, d.size + 1)
     return Vulnerability(
         attack=attack,
-        mean_score_in=np.sum(scores, axis=0, where=keep) / count_in,
-        mean_score_out=np.sum(scores, axis=0, where=~keep) / count_out,
-        success=success,
-        success_lo=low,
-        success_hi=high,
+        mean_score_in=known(np.sum(scores, axis=0, where=keep) / count_in),
+        mean_score_out=known(np.sum(scores, axis=0, where=~keep) / count_out),
+        success=known(success),
+        success_lo=known(low),
+        success_hi=known(high),
         d=d,
         rank=rank,
         threshold=threshold,
@@ -78,7 +86,7 @@ def privacy_score(score_set: ScoreSet, queries: int = 0) -> Float[np.ndarray, " 
     """Privacy score d = |μ_in − μ_out| / (σ_in + σ_out) of φ over all models, by example.
 
     The mean over the first `queries` views (0: all). σ are unbiased, and at least the floor that
-    `exposure` states.
+    `exposure` states. NaN where one side has no model.
     """
     queries = queries or score_set.scores.shape[2]
     keep = score_set.keep
@@ -87,7 +95,7 @@ def privacy_score(score_set: ScoreSet, queries: int = 0) -> Float[np.ndarray, " 
 
     def describe(chunk: slice, scores: Float[np.ndarray, "N C Q"]) -> None:
         for side, inside in enumerate((keep[:, chunk], ~keep[:, chunk])):
-            count = inside.sum(axis=0)[:, np.newaxis]
+            count = np.maximum(inside.sum(axis=0), 1)[:, np.newaxis]
             here = inside.astype(np.float64)
             # Less the first model's: equal scores come out with a spread of exactly zero.
             residual = scores - scores[0]
@@ -104,7 +112,8 @@ def privacy_score(score_set: ScoreSet, queries: int = 0) -> Float[np.ndarray, " 
     spread = (squares + count * (mean - overall) ** 2).sum(axis=1, keepdims=True)
     overall = np.sqrt(spread / np.maximum(total - 1, 1))
     std = with_floor(np.sqrt(squares / np.maximum(count - 1, 1)), overall)
-    return (np.abs(mean[0] - mean[1]) / (std[0] + std[1])).mean(axis=-1)
+    d = (np.abs(mean[0] - mean[1]) / (std[0] + std[1])).mean(axis=-1)
+    return np.where(count.min(axis=0)[:, 0] > 0, d, np.nan)
 
 
 def as_csv(
@@ -114,7 +123,7 @@ def as_csv(
 ) -> str:
     """One line per example, most exposed first, under COLUMNS; label is empty without labels.
 
-    `flip_in`, `flip_out` and `fpr` are empty where they are not known.
+    What is not known is empty: all but `fpr` where all models trained on the example, or none.
     `canary` is 1 for inserted points and 0 for others; `attack` is the one by whose success, and
     of whose scores, all this is.
     """
@@ -125,8 +134,10 @@ def as_csv(
                 "rank": vulnerability.rank[example],
                 "example": example,
                 "label": None if labels is None else int(labels[example]),
-                **{name: f"{getattr(vulnerability, name)[example]:.6g}" for name in MEASURED},
-                **{name: _known(getattr(vulnerability, name), example) for name in DECIDED},
+                **{
+                    name: _known(getattr(vulnerability, name), example)
+                    for name in (*MEASURED, *DECIDED)
+                },
                 "canary": 0 if canary is None else int(canary[example]),
                 "attack": vulnerability.attack,
             }

@@ -16,7 +16,8 @@ from jaxtyping import Bool, Float
 from scipy.special import expit, logsumexp
 from scipy.stats import t as student
 
-from lira_jax.attacks import ATTACKS, Family, references
+from lira_jax.analysis import runnable
+from lira_jax.attacks import ATTACKS, Family
 from lira_jax.config import AttackConfig
 from lira_jax.score_set import ScoreSet
 
@@ -59,7 +60,8 @@ def null_check(
     Args:
         score_set: its masks are checked; its scores are not looked at, but for the number of views.
         config: of the attacks; at most VIEWS views are drawn.
-        attacks: families to check; all fields that they may need are drawn.
+        attacks: families to check; all fields that they may need are drawn. Those that need
+            references which some examples lack are passed over.
         draws: at least 2.
         seed: of the draws.
 
@@ -69,12 +71,13 @@ def null_check(
         (standard error of the value), z, ok; None for a share of fewer than LEAST entries.
 
     Raises:
-        InputError: masks that leave a target without references.
+        InputError: as `runnable.rule_of`.
     """
-    rule = references.find(score_set)
+    rule = runnable.rule_of(score_set)
     block = rule.fold if rule.order is None else None
     models, examples, queries = score_set.scores.shape
-    examples = min(examples, max(1, round(ENTRIES / models)))
+    if not rule.lacking:  # of fewer examples it might not be told that masks are independent
+        examples = min(examples, max(1, round(ENTRIES / models)))
     views = min(config.queries or queries, VIEWS)
     config = dataclasses.replace(config, queries=views)
     drawn_rates: dict[str, list[dict[str, float]]] = {}
@@ -82,8 +85,10 @@ def null_check(
         rng = np.random.default_rng((seed, number))
         subset = np.sort(rng.permutation(score_set.keep.shape[1])[:examples])
         drawn = draw(score_set.keep[:, subset], block, views, rng)
-        drawn_rule = references.find(drawn)
+        drawn_rule = runnable.rule_of(drawn)
         for family in attacks.values():
+            if any(side in rule.lacking for side in family.sides):
+                continue
             for name, scores in family.attack(drawn, drawn_rule, config, False).items():
                 drawn_rates.setdefault(name, []).append(_rates(scores, drawn.keep, rng))
     entries = models * examples

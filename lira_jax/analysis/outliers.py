@@ -168,7 +168,7 @@ def kept_models(score_set: ScoreSet, rule: References, found: Outliers) -> Bool[
     kept = np.repeat(~found.model.reshape(-1, rule.fold).any(axis=1), rule.fold)
     if not kept.all():
         try:
-            references.find(of_models(score_set, kept))
+            references.find(of_models(score_set, kept), few=bool(rule.lacking))
         except InputError:
             kept[:] = True
     return kept

@@ -29,7 +29,7 @@ from lira_jax.attacks import (
     song_mittal,
     thresholds,
 )
-from lira_jax.attacks.references import References
+from lira_jax.attacks.references import References, Side
 from lira_jax.config import AttackConfig
 from lira_jax.score_set import ScoreSet
 
@@ -46,11 +46,13 @@ class Family:
         attack: what computes them.
         titles: what tables and legends call each, by its name, in the order of tables.
         needs: fields of ScoreSet, beyond scores and keep, without which it cannot run.
+        sides: on which every example must have references, or none of its attacks can run.
     """
 
     attack: Attack
     titles: Mapping[str, str]
     needs: tuple[str, ...] = ()
+    sides: tuple[Side, ...] = ("in", "out")
 
 
 # What the verdict, the ranking of examples, decisions about a target and the bound on ε rest on.
@@ -66,6 +68,7 @@ ATTACKS: dict[str, Family] = {
             "lira-bayes": "Hierarchical LiRA",
             "lira-bayes-offline": "Hierarchical LiRA, offline",
         },
+        sides=(),
     ),
     "lira": Family(
         lira.attack,
@@ -79,11 +82,15 @@ ATTACKS: dict[str, Family] = {
             "lira-offline-pooled": "LiRA offline, pooled variance",
             "lira-offline-shrinkage": "LiRA offline, shrinkage variance",
         },
+        sides=("out",),
     ),
-    "rmia": Family(rmia.attack, {"rmia-online": "RMIA online", "rmia-offline": "RMIA offline"}),
+    "rmia": Family(
+        rmia.attack, {"rmia-online": "RMIA online", "rmia-offline": "RMIA offline"}, sides=("out",)
+    ),
     "info-rmia": Family(
         info_rmia.attack,
         {"info-rmia-online": "InfoRMIA online", "info-rmia-offline": "InfoRMIA offline"},
+        sides=("out",),
     ),
     "bavaria": Family(
         bavaria.attack,
@@ -98,13 +105,16 @@ ATTACKS: dict[str, Family] = {
         base.attack,
         {"base-online": "BASE online", "base-offline": "BASE offline"},
         ("labels", "logits"),
+        sides=("out",),
     ),
     "pmia": Family(pmia.all_examples, {"pmia-all": "PMIA, all data as proxies"}),
     "pmia-class": Family(
         pmia.same_class, {"pmia-class": "PMIA, the same class as proxies"}, ("labels",)
     ),
     "quantile-regression": Family(
-        quantile_regression.attack, {"quantile-regression": "Bertran et al. (quantile regression)"}
+        quantile_regression.attack,
+        {"quantile-regression": "Bertran et al. (quantile regression)"},
+        sides=("out",),
     ),
     "gradient-norm": Family(
         gradient_norm.attack,
@@ -114,9 +124,13 @@ ATTACKS: dict[str, Family] = {
         },
         ("gradient_norm",),
     ),
-    "ye": Family(per_example.ye, {"ye": "Ye et al. (attack R)"}),
-    "watson": Family(per_example.watson, {"watson": "Watson et al. (calibrated loss)"}),
-    "long": Family(long.attack, {"long": "Long et al. (vulnerable examples)"}, ("logits",)),
+    "ye": Family(per_example.ye, {"ye": "Ye et al. (attack R)"}, sides=("out",)),
+    "watson": Family(
+        per_example.watson, {"watson": "Watson et al. (calibrated loss)"}, sides=("out",)
+    ),
+    "long": Family(
+        long.attack, {"long": "Long et al. (vulnerable examples)"}, ("logits",), sides=("out",)
+    ),
     "sablayrolles": Family(
         per_example.sablayrolles, {"sablayrolles": "Sablayrolles et al. (MALT)"}
     ),
@@ -124,15 +138,17 @@ ATTACKS: dict[str, Family] = {
         song_mittal.attack,
         {"song-mittal": "Song and Mittal (modified entropy)"},
         ("labels", "logits"),
+        sides=(),
     ),
     "jayaraman": Family(
         jayaraman.attack,
         {"merlin": "Jayaraman et al. (Merlin)", "morgan": "Jayaraman et al. (Morgan)"},
         ("merlin",),
+        sides=(),
     ),
     "shokri": Family(
-        shokri.attack, {"shokri": "Shokri et al. (attack models)"}, ("labels", "logits")
+        shokri.attack, {"shokri": "Shokri et al. (attack models)"}, ("labels", "logits"), sides=()
     ),
-    "yeom": Family(thresholds.yeom, {"yeom": "Yeom et al. (loss)"}),
+    "yeom": Family(thresholds.yeom, {"yeom": "Yeom et al. (loss)"}, sides=()),
 }
 TITLES = {name: title for family in ATTACKS.values() for name, title in family.titles.items()}

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import logsumexp
 
-from lira_jax.attacks.references import References, base_and_dropped, map_chunks
+from lira_jax.attacks.references import References, Side, base_and_dropped, map_chunks
 from lira_jax.attacks.rmia import DECIMALS, log_mean_of_references
 from lira_jax.config import AttackConfig
 from lira_jax.score_set import ScoreSet
@@ -35,29 +35,36 @@ OFFLINE_SCALE = 0.33
 def attack(
     score_set: ScoreSet, references: References, config: AttackConfig, progress: bool = False
 ) -> dict[str, Float[np.ndarray, "N E"]]:
-    """Scores of `base-online` and `base-offline`, float64, higher = member."""
+    """Scores of `base-online` and `base-offline`, float64, higher = member.
+
+    Where some example leaves a target without IN references, `base-offline` alone.
+    """
     del config
     labels, logits = score_set.labels, score_set.logits
     assert labels is not None
     assert logits is not None
-    result = {name: np.empty(logits.shape[:2]) for name in ("base-online", "base-offline")}
-    weight_in = np.log(references.count_in / (references.count_in + references.count_out))
-    weight_out = np.log(references.count_out / (references.count_in + references.count_out))
+    names = ("base-online", "base-offline") if references.count_in else ("base-offline",)
+    result = {name: np.empty(logits.shape[:2]) for name in names}
+    count_in, count_out = references.count_in, references.count_out
 
     def score_chunk(chunk: slice, outputs: Float[np.ndarray, "N C K"]) -> None:
         softened = outputs / TEMPERATURE
         of_label = np.take_along_axis(softened, labels[np.newaxis, chunk, np.newaxis], axis=2)
         log_p = of_label[..., 0] - logsumexp(softened, axis=2)
-        log_in, log_out = (
-            log_mean_of_references(
-                log_p, *base_and_dropped(references, score_set.keep, chunk, side)
+
+        def log_mean(side: Side) -> Float[np.ndarray, "F C"]:
+            used = base_and_dropped(references, score_set.keep, chunk, side)
+            return log_mean_of_references(log_p, *used)
+
+        log_out = log_mean("out")
+        thresholds = {"base-offline": OFFLINE_SCALE * log_out}
+        if count_in:
+            weight_in, weight_out = (
+                np.log(count / (count_in + count_out)) for count in (count_in, count_out)
             )
-            for side in ("in", "out")
-        )
-        thresholds = {
-            "base-online": np.logaddexp(weight_in + log_in, weight_out + log_out),
-            "base-offline": OFFLINE_SCALE * log_out,
-        }
+            thresholds["base-online"] = np.logaddexp(
+                weight_in + log_mean("in"), weight_out + log_out
+            )
         targets = log_p.reshape(-1, references.fold, log_p.shape[1])  # [F, B, C]
         for name, threshold in thresholds.items():
             scores = (targets - threshold[:, np.newaxis]).reshape(log_p.shape)

@@ -32,7 +32,10 @@ from lira_jax.score_set import ScoreSet
 def attack(
     score_set: ScoreSet, references: References, config: AttackConfig, progress: bool = False
 ) -> dict[str, Float[np.ndarray, "N E"]]:
-    """Scores of `info-rmia-online` and `info-rmia-offline`, float64, higher = member."""
+    """Scores of `info-rmia-online` and `info-rmia-offline`, float64, higher = member.
+
+    Where some example leaves a target without IN references, `info-rmia-offline` alone.
+    """
     ratios = log_ratios(score_set, references, config, "info-rmia", progress)
     for of_kind in ratios.values():
         for target in of_kind:

@@ -38,6 +38,7 @@ from lira_jax.attacks.references import (
     MIN_STD,
     Moments,
     References,
+    Side,
     base_and_dropped,
     map_chunks,
     moments,
@@ -69,6 +70,8 @@ def likelihoods(
 ) -> dict[str, Float[np.ndarray, "T E"]]:
     """`lira-online` and `lira-offline` of chosen variances, float64, higher = member.
 
+    Where some example leaves a target without IN references, `lira-offline` alone.
+
     Args:
         score_set: φ of the run's models.
         references: from `references.find`.
@@ -87,10 +90,14 @@ def likelihoods(
     if targets is not None:
         folds, per_fold = 1, targets.shape[0]
     evidence = Evidence(folds, queries, examples) if "-shrinkage" in variances else None
+    kinds: tuple[str, ...] = ("online", "offline")
+    used: tuple[Side, Side] = ("in", "out")
+    if references.count_in == 0:  # OUT references stand in for IN ones, and go unused as such
+        kinds, used = ("offline",), ("out", "out")
 
     def sides(chunk: slice, scores: Float[np.ndarray, "N C Q"]) -> tuple[Moments, Moments]:
         both = []
-        for side in ("in", "out"):
+        for side in used:
             base, dropped = base_and_dropped(references, score_set.keep, chunk, side)
             if targets is not None:
                 dropped = dropped[:1, :0]
@@ -113,7 +120,7 @@ def likelihoods(
     student = None if evidence is None else _student(*evidence.priors(), spread_in, spread_out)
     evidence = None  # the largest array of all
 
-    names = [f"lira-{kind}{variance}" for kind in ("online", "offline") for variance in variances]
+    names = [f"lira-{kind}{variance}" for kind in kinds for variance in variances]
     result = {name: np.empty((folds * per_fold, examples)) for name in names}
 
     def score_chunk(chunk: slice, scores: Float[np.ndarray, "N C Q"]) -> None:
@@ -132,8 +139,9 @@ def likelihoods(
                 std_in = _std(inside, spread_in, variance)[:, np.newaxis]
                 std_out = _std(outside, spread_out, variance)[:, np.newaxis]
                 online, offline = _gaussian(std_in, std_out, from_in, from_out)
-            result[f"lira-offline{variance}"][:, chunk] = offline.reshape(folds * per_fold, -1)
-            result[f"lira-online{variance}"][:, chunk] = online.reshape(folds * per_fold, -1)
+            for kind, found in (("online", online), ("offline", offline)):
+                if kind in kinds:
+                    result[f"lira-{kind}{variance}"][:, chunk] = found.reshape(folds * per_fold, -1)
 
     for _ in map_chunks(score_chunk, score_set.scores, queries, "lira: likelihoods", progress):
         pass

@@ -13,6 +13,9 @@ or not the target trained on the example (docs/methods.md, 3.10):
   The references are the base less the target, or less its last model where the target is not in it:
   always r.
 
+  An example with one model on a side, or none, leaves its targets no reference there. Most attacks
+  cannot do without, and leave a run with such an example alone (`References.lacking`).
+
 The common form: per side, a base of R models per example, and per *fold* of targets that are left
 out together (a block, or one target) D of them dropped. So statistics over references are those of
 the base less the dropped part, and nothing is fitted again per target.
@@ -20,8 +23,8 @@ the base less the dropped part, and nothing is fitted again per target.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -46,6 +49,7 @@ MIN_RELATIVE_STD = 0.01
 # The least σ, in units of φ: about its float32 resolution. Only for scores that are all equal.
 MIN_STD = 1e-6
 
+Side = Literal["in", "out"]
 Result = TypeVar("Result")
 
 
@@ -60,6 +64,8 @@ class References:
         order: leave-one-out only: models in the order in which each example's bases are filled,
             int [N, E].
         words: the rule, for people.
+        lacking: sides on which some example leaves its targets no reference, and which, for people;
+            there `count_in` or `count_out` is 0.
     """
 
     fold: int
@@ -69,6 +75,7 @@ class References:
     dropped_out: int
     order: Int[np.ndarray, "N E"] | None
     words: str
+    lacking: Mapping[Side, str] = field(default_factory=dict)
 
     @property
     def count_in(self) -> int:
@@ -81,12 +88,16 @@ class References:
         return self.base_out - self.dropped_out
 
 
-def find(score_set: ScoreSet) -> References:
+def find(score_set: ScoreSet, few: bool = False) -> References:
     """Choose the rule: blocks as given or as recognised, else leave-one-out.
 
+    Args:
+        score_set: its masks, and its block where it is known.
+        few: also give a rule where examples leave targets without references (`lacking`).
+
     Raises:
-        InputError: a given block that the masks do not bear out; fewer than two blocks; an example
-            left without a reference on one side.
+        InputError: a given block that the masks do not bear out; fewer than two blocks; unless
+            `few`, an example left without a reference on one side.
     """
     keep, block = score_set.keep, score_set.block
     if block is not None:
@@ -107,26 +118,43 @@ def find(score_set: ScoreSet) -> References:
             words=f"leave-block-out, blocks of {block}",
         )
     counts_in = keep.sum(axis=0)
-    base = {"trained": int(counts_in.min()), "did not train": int((models - counts_in).min())}
-    for side, counts in (("trained", counts_in), ("did not train", models - counts_in)):
-        if base[side] < 2:
-            few = np.flatnonzero(counts < 2)
-            raise InputError(
-                f"{score_set.source}: in `keep` only {base[side]} of {models} models {side} on "
-                f"example {int(counts.argmin())}, and leave-one-out needs 2 on each side; "
-                f"add models or remove the {few.size} such example{'s' * (few.size > 1)}"
-            )
-    base_in, base_out = base["trained"], base["did not train"]
-    return References(
+    base_in, base_out = int(counts_in.min()), int((models - counts_in).min())
+    lacking = _lacking(counts_in, models)
+    if lacking and not few:
+        raise InputError(f"{score_set.source}: in `keep` {next(iter(lacking.values()))}")
+    rule = References(
         fold=1,
         base_in=base_in,
         base_out=base_out,
-        dropped_in=1,
-        dropped_out=1,
+        dropped_in=min(base_in, 1),
+        dropped_out=min(base_out, 1),
         order=np.argsort(noise(score_set), axis=0, kind="stable").astype(np.int32),
-        words=f"leave-one-out with {base_in - 1} IN and {base_out - 1} OUT references, "
-        "because the masks form no blocks",
+        words="",
+        lacking=lacking,
     )
+    words = f"leave-one-out with {rule.count_in} IN and {rule.count_out} OUT references, "
+    words += "because the masks form no blocks"
+    if lacking:
+        words += "; lira-bayes takes all that each example has"
+    return replace(rule, words=words)
+
+
+def _lacking(counts_in: Int[np.ndarray, " E"], models: int) -> dict[Side, str]:
+    """The sides on which some example has fewer than 2 models, in words."""
+    lacking: dict[Side, str] = {}
+    sides: tuple[tuple[Side, str, Int[np.ndarray, " E"]], ...] = (
+        ("in", "trained", counts_in),
+        ("out", "did not train", models - counts_in),
+    )
+    for side, did, counts in sides:
+        few = int((counts < 2).sum())
+        if few:
+            lacking[side] = (
+                f"only {counts.min()} of {models} models {did} on example {counts.argmin()}, and "
+                "leave-one-out needs 2 on each side; add models or remove the "
+                f"{few} such example{'s' * (few > 1)}"
+            )
+    return lacking
 
 
 def recognise_block(keep: Bool[np.ndarray, "N E"]) -> int | None:
@@ -172,7 +200,7 @@ def base_and_dropped(
     references: References,
     keep: Bool[np.ndarray, "N E"],
     chunk: slice,
-    side: Literal["in", "out"],
+    side: Side,
 ) -> tuple[Int[np.ndarray, "R C"], Int[np.ndarray, "F D C"]]:
     """The base of one side, as models, and what every fold drops, as positions in the base.
 
@@ -185,9 +213,10 @@ def base_and_dropped(
     keep = keep[:, chunk]
     models, examples = keep.shape
     outside = ~keep if side == "in" else keep
-    size = references.base_in if side == "in" else references.base_out
+    size, dropped = references.base_in, references.dropped_in
+    if side == "out":
+        size, dropped = references.base_out, references.dropped_out
     if references.order is None:
-        dropped = references.dropped_in if side == "in" else references.dropped_out
         base = np.argsort(outside, axis=0, kind="stable")[:size]
         # The base is in the order of models and has D from each block: block f's are the f-th D.
         positions = np.arange(size).reshape(-1, dropped, 1)
@@ -197,7 +226,7 @@ def base_and_dropped(
     base = np.take_along_axis(order, ranked, axis=0)
     positions = np.full((models, examples), size - 1)
     np.put_along_axis(positions, base, np.arange(size)[:, np.newaxis], axis=0)
-    return base, positions[:, np.newaxis]
+    return base, positions[:, np.newaxis][:, :dropped]
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from jaxtyping import Float, Int
 from scipy.special import log_expit
 
 from lira_jax import workers
-from lira_jax.attacks.references import References, base_and_dropped, map_chunks
+from lira_jax.attacks.references import References, Side, base_and_dropped, map_chunks
 from lira_jax.config import AttackConfig
 from lira_jax.score_set import ScoreSet
 
@@ -53,7 +53,10 @@ DECIMALS = 12
 def attack(
     score_set: ScoreSet, references: References, config: AttackConfig, progress: bool = False
 ) -> dict[str, Float[np.ndarray, "N E"]]:
-    """Scores of `rmia-online` and `rmia-offline`, in [0, 1], higher = member."""
+    """Scores of `rmia-online` and `rmia-offline`, in [0, 1], higher = member.
+
+    Where some example leaves a target without IN references, `rmia-offline` alone.
+    """
     ratios = log_ratios(score_set, references, config, "rmia", progress)
     result = {f"rmia-{kind}": values for kind, values in ratios.items()}
 
@@ -74,6 +77,8 @@ def log_ratios(
 ) -> dict[str, Float[np.ndarray, "N E"]]:
     """Log p(x|θ) − log p(x) of every target and example, to DECIMALS, `online` and `offline`.
 
+    Where some example leaves a target without IN references, `offline` alone.
+
     Args:
         score_set: φ and masks.
         references: the rule.
@@ -81,20 +86,20 @@ def log_ratios(
         description, progress: of the progress bar.
     """
     models, examples, queries = score_set.scores.shape
-    result = {kind: np.empty((models, examples)) for kind in ("online", "offline")}
+    kinds = ("online", "offline") if references.count_in else ("offline",)
+    result = {kind: np.empty((models, examples)) for kind in kinds}
 
     def ratios_of_chunk(chunk: slice, scores: Float[np.ndarray, "N C Q"]) -> None:
         log_p = _log_mean_exp(log_expit(scores))
-        log_in, log_out = (
-            log_mean_of_references(
-                log_p, *base_and_dropped(references, score_set.keep, chunk, side)
-            )
-            for side in ("in", "out")
-        )
-        log_prior = {
-            "online": np.logaddexp(log_in, log_out) - np.log(2),
-            "offline": np.log(((1 + OFFLINE_A) * np.exp(log_out) + 1 - OFFLINE_A) / 2),
-        }
+
+        def log_mean(side: Side) -> Float[np.ndarray, "F C"]:
+            used = base_and_dropped(references, score_set.keep, chunk, side)
+            return log_mean_of_references(log_p, *used)
+
+        log_out = log_mean("out")
+        log_prior = {"offline": np.log(((1 + OFFLINE_A) * np.exp(log_out) + 1 - OFFLINE_A) / 2)}
+        if references.count_in:
+            log_prior["online"] = np.logaddexp(log_mean("in"), log_out) - np.log(2)
         targets = log_p.reshape(-1, references.fold, log_p.shape[1])  # [F, B, C]
         for kind, prior in log_prior.items():
             log_ratio = (targets - prior[:, np.newaxis]).reshape(models, -1)

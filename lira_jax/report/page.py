@@ -62,6 +62,7 @@ def _cards(findings: Findings) -> dict[str, list[dict[str, Any]]]:
     if findings.vulnerability is None or findings.images is None:
         return {}
     order = findings.vulnerability.order
+    order = order[np.isfinite(findings.vulnerability.success[order])]
     extremes = {"Most exposed": order[:SHOWN], "Least exposed": order[::-1][:SHOWN]}
     return {
         title: [_card(findings, findings.images[example], int(example)) for example in examples]

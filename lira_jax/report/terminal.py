@@ -24,7 +24,7 @@ def summary(metrics: Mapping[str, Any], out: Path) -> str:
         out: where `attack` wrote.
     """
     lines = [to_text(terminal_table(metrics)), _setting(metrics), f"Rule: {metrics['rule']}."]
-    lines += [f"Not run: {entry['name']}, which {entry['reason']}." for entry in metrics["not_run"]]
+    lines += _not_run(metrics["not_run"])
     if metrics.get("label_only"):
         lines += _label_only(metrics["label_only"])
     if metrics.get("trust"):
@@ -54,7 +54,7 @@ def _label_only(results: Mapping[str, Any]) -> list[str]:
         f"Label-only, thresholds from {sources} source model{'s' * (sources > 1)}, {targets} "
         f"target{'s' * (targets > 1)}; balanced accuracy: {accuracies}."
     ]
-    lines += [f"Not run: {entry['name']}, which {entry['reason']}." for entry in results["not_run"]]
+    lines += _not_run(results["not_run"])
     return lines
 
 
@@ -93,7 +93,8 @@ def _setting(metrics: Mapping[str, Any]) -> str:
         f"{metrics['models']} models, {metrics['examples']:,} examples, "
         f"{metrics['queries']} view{'s' * (metrics['queries'] > 1)}; "
         f"{targets} target{'s' * (targets > 1)}; "
-        f"{counts['in']} IN and {counts['out']} OUT references."
+        + "at least " * (0 in counts.values())
+        + f"{counts['in']} IN and {counts['out']} OUT references."
     )
 
 
@@ -101,3 +102,16 @@ def _null(check: Mapping[str, Any]) -> str:
     off = [entry["name"] for entry in check["attacks"] if not entry["ok"]]
     result = "every attack at chance" if check["ok"] else f"NOT at chance: {', '.join(off)}"
     return f"Null check, {check['draws']} draws without leakage: {result}."
+
+
+def _not_run(entries: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A line for each reason, with all that it keeps from being run."""
+    names: dict[str, list[str]] = {}
+    for entry in entries:
+        names.setdefault(entry["reason"], []).append(entry["name"])
+    return [
+        f"Not run: {', '.join(those)}, which "
+        + (reason.replace("needs ", "need ", 1) if len(those) > 1 else reason)
+        + "."
+        for reason, those in names.items()
+    ]

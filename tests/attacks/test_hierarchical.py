@@ -335,8 +335,9 @@ def test_scores_that_are_not_finite_are_named():
 
 def test_examples_with_references_of_one_side_alone_are_named():
     out, inside, *_ = simulate(TWO, (2, 2), 40, seed=10)
-    with pytest.raises(InputError, match="references on both sides"):
-        fit(out, inside.none())
+    for sides in ((out, inside.none()), (out.none(), inside)):
+        with pytest.raises(InputError, match="all IN or all OUT; give models"):
+            fit(*sides)
 
 
 def test_kinds_are_at_most_as_many_as_examples_bear_out():

@@ -1,0 +1,74 @@
+"""Which attacks a set of scores allows, and why it does not allow the others.
+
+Most attacks need references on a side, or both, of every example. The default takes any numbers,
+none included: where masks are drawn independently it alone, and what has no references, can still
+be run with 2 or 3 models, or where some examples are in one model, or none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from lira_jax.attacks import Family, lira_bayes, references
+from lira_jax.attacks.references import References, Side
+from lira_jax.score_set import ScoreSet
+
+# What an attack lacks where a field of ScoreSet is missing, and how to come by it.
+REMEDIES = {
+    "labels": "needs labels [E] beside the scores",
+    "logits": "needs logits [N, E, K] beside the scores",
+    "merlin": "needs noisy queries: python score.py --run DIR --score.noisy_queries 100",
+    "gradient_norm": "needs gradients: python score.py --run DIR --score.gradient_norm True",
+}
+
+
+def rule_of(score_set: ScoreSet) -> References:
+    """The rule by which targets get their references, if the default attack can be run by it.
+
+    Raises:
+        InputError: as `references.find`, but for examples with too few references where masks are
+            drawn independently, since then the numbers of references of an example tell nothing.
+    """
+    rule = references.find(score_set, few=True)
+    if rule.lacking and not lira_bayes.independent(score_set.keep):
+        references.find(score_set)
+    return rule
+
+
+def lacking(family: Family, score_set: ScoreSet, rule: References) -> str | None:
+    """Why a family cannot be run, "needs …"; None if it can."""
+    for need in family.needs:
+        if getattr(score_set, need) is None:
+            return REMEDIES[need]
+    return next((_needs(side, rule) for side in family.sides if side in rule.lacking), None)
+
+
+def _needs(side: Side, rule: References) -> str:
+    return f"needs references that some examples lack: {rule.lacking[side]}"
+
+
+def not_run(
+    families: Mapping[str, Family],
+    score_set: ScoreSet,
+    rule: References,
+    run: Collection[str],
+) -> list[dict[str, Any]]:
+    """Name, title and reason of every attack that was not run.
+
+    Args:
+        families: all that were asked for, by name.
+        score_set, rule: what they were to run on.
+        run: names of the attacks that were.
+    """
+    # Families that do with OUT references leave their online attacks out where IN ones lack.
+    return [
+        {
+            "name": name,
+            "title": title,
+            "reason": lacking(family, score_set, rule) or _needs("in", rule),
+        }
+        for key, family in families.items()
+        for name, title in (family.titles or {key: key}).items()
+        if name not in run
+    ]
