@@ -6,8 +6,9 @@ the scores of *proxies*, examples that his models did train on, and takes x's IN
     score(x) = Σ_q log N(φ_q; μ_proxy,q, σ_proxy,q²) − log N(φ_q; μ_out,q, σ_out,q²),
 
 the OUT law being that of x under his models. Proxies are all examples (`pmia-all`), or those of x's
-class (`pmia-class`). (The paper's third kind, the nearest neighbour in the features of another
-network, needs that network.)
+class (`pmia-class`). The paper's third kind, the nearest neighbour in a feature space, is left out:
+it needs features of the examples from a network of its own, which no saved scores have
+(docs/methods.md, 2).
 
 Here every example is attacked, so x's proxies are the other examples under the target's IN
 references, x itself left out: its own IN scores play no part, as if it had none.

@@ -50,7 +50,7 @@ def write(findings: Findings, out: Path) -> list[str]:
     | `trust_calibration.csv`, … | calibrated predictions, and attacks on them |
     | `roc.npz` | per attack `NAME.fpr`, `NAME.tpr`, and the band `NAME.band_fpr`, `_lo`, `_hi` |
     | | the same as `label_only.NAME`, of label-only attacks and those beside them |
-    | `vulnerability.csv` | a line per example, most exposed to the verdict's attack first |
+    | `vulnerability.csv` | a line per example, most exposed to the default attack first |
     | `figures/*.pdf`, `*.png` | the figures |
     | `report.html` | all of it on one page |
 

@@ -158,6 +158,15 @@ def test_another_attack_has_the_word_only_where_it_surely_finds_more():
     assert "the strongest of 2 attacks (other)" in alone["sentence"]
 
 
+def test_a_leak_that_is_sure_counts_though_it_is_within_the_error_of_the_default():
+    overlapping = {"width": 0.35, "named": (0.505, 0.0014), "other": (0.505, 0.0018)}
+    metrics = judged(**overlapping) | {"default": "named"}
+    named, other = (entry["tpr_at_fpr_ci"]["0.001"] for entry in metrics["attacks"])
+    assert named[0] < 0.001 < other[0] < named[1]
+    found = verdict(metrics)
+    assert (found["level"], found["attack"]) == ("leak", "other")
+
+
 def test_scores_without_leakage_give_no_leak():
     for seed in range(5):
         rng = np.random.default_rng(seed)
