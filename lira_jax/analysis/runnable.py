@@ -61,14 +61,16 @@ def not_run(
         score_set, rule: what they were to run on.
         run: names of the attacks that were.
     """
-    # Families that do with OUT references leave their online attacks out where IN ones lack.
-    return [
-        {
-            "name": name,
-            "title": title,
-            "reason": lacking(family, score_set, rule) or _needs("in", rule),
-        }
-        for key, family in families.items()
-        for name, title in (family.titles or {key: key}).items()
-        if name not in run
-    ]
+    found = []
+    for key, family in families.items():
+        reason = lacking(family, score_set, rule)
+        if reason is None and "in" in rule.lacking:  # those by OUT references have no online attack
+            reason = _needs("in", rule)
+        if reason is not None:
+            titles = family.titles or {key: key}
+            found += [
+                {"name": name, "title": title, "reason": reason}
+                for name, title in titles.items()
+                if name not in run
+            ]
+    return found

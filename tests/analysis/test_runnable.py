@@ -130,3 +130,14 @@ def test_the_command_attacks_what_two_or_four_models_leave(models, tmp_path, mon
     page = (out / "report.html").read_text()
     assert "each with at least 0 IN and 0 OUT references" in page
     assert "needs references that some examples lack" in page
+
+
+def test_an_attack_of_ones_own_is_left_out_by_its_name_and_only_where_it_must_be():
+    few, enough = (
+        ScoreSet(np.zeros((*keep.shape, 1)), keep, None, "test")
+        for keep in (tossed(3), np.tile(np.eye(2, dtype=bool), (2, 10)))
+    )
+    own = {"module:function": Family(lambda *_: {}, {})}
+    for score_set, names in ((few, ["module:function"]), (enough, [])):
+        found = runnable.not_run(own, score_set, runnable.rule_of(score_set), {"its name"})
+        assert [entry["name"] for entry in found] == names
