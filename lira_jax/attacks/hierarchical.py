@@ -149,7 +149,11 @@ def predict(law: Law, out: Side, inside: Side) -> tuple[Mixture, Mixture]:
 
 def log_odds(law: Law, out: Side, inside: Side, x: Float[np.ndarray, "..."]) -> np.ndarray:
     """Λ = log p(x | IN, references) − log p(x | OUT, references), [..., C]."""
-    of_out, of_in = predict(law, out, inside)
+    known = posterior(law, out, inside)
+    *_, v_out, v_in = law.columns()
+    # As in `predict`, but for the evidence of all kinds, which is the same on both sides.
+    of_out = Mixture(known.log_evidence, known.out, known.var_out + v_out)
+    of_in = Mixture(known.log_evidence, known.inside, known.var_in + v_in)
     return of_in.log_density(x) - of_out.log_density(x)
 
 
