@@ -76,22 +76,24 @@ def posterior(law: Law, out: Side, inside: Side) -> _Posterior:
     """The posterior of kind and means, closed form; no difference of large numbers in it."""
     share, m_out, m_in, level, b, rest, v_out, v_in = law.columns()
     h_out, h_in = out.count / v_out, inside.count / v_in  # precision of the references' means
-    from_out, from_in = out.mean - m_out, inside.mean - m_in
-    apart = from_in - b * from_out  # from the line along which training moves scores
     var_in = b * b * level + rest
     det = 1 + level * h_out + var_in * h_in + level * rest * h_out * h_in
-    fit_out = h_out * from_out * (1 + rest * h_in)
-    distance = fit_out * from_out + h_in * from_in**2 + level * h_out * h_in * apart**2
-    evidence = np.log(share) - 0.5 * (
-        out.count * np.log(v_out) + out.squares / v_out
-        + inside.count * np.log(v_in) + inside.squares / v_in
-        + np.log(det) + distance / det
-    )  # fmt: skip
-    pull_out = (fit_out - h_out * h_in * b * level * apart) / det
-    pull_in = h_in * (from_in + level * h_out * apart) / det
-    common = level * (pull_out + b * pull_in)
+    # Of what all examples with as many references share: what distances from the means of the kind
+    # count for, and from the line along which training moves scores.
+    of_out, of_in = h_out * (1 + rest * h_in) / det, h_in / det
+    of_apart = level * h_out * of_in
+    constant = np.log(share) - 0.5 * (
+        out.count * np.log(v_out) + inside.count * np.log(v_in) + np.log(det)
+    )
+    from_out, from_in = out.mean - m_out, inside.mean - m_in
+    apart = from_in - b * from_out
+    pull_in = of_in * from_in + of_apart * apart
+    common = level * of_out * from_out + level * b * of_in * from_in
+    distance = of_out * from_out**2 + of_in * from_in**2 + of_apart * apart**2
+    distance += out.squares * (1 / v_out)
+    distance += inside.squares * (1 / v_in)
     return _Posterior(
-        log_evidence=evidence,
+        log_evidence=constant - 0.5 * distance,
         out=m_out + common,
         inside=m_in + b * common + rest * pull_in,
         var_out=level * (1 + rest * h_in) / det,
