@@ -9,6 +9,7 @@ attacked by the 254 models outside its block. Measured, each in a process of its
 
 - `lira`: the eight LiRA variants (online and offline; σ per example, global, pooled, shrunk), whose
   targets are 60 seconds and 4 GB of memory on 2 cores;
+- `default`: hierarchical LiRA, online and offline;
 - `attacks`: every family of attacks once, LiRA among them, nothing else;
 - `judging`: every attack's scores judged, one attack after the other: curve, bootstrap, thresholds
   (in the process of `attacks`, and not in its seconds);
@@ -26,6 +27,9 @@ times a second). The scores are Gaussians of known means and spreads; the loop's
 compared with the stage's, and the printed AUC with what the Gaussians give.
 
     python benchmarks/attack.py --models 16 --examples 500 --queries 2 --repeats 1   # a trial
+    python benchmarks/attack.py --examples 320000 --queries 2 --repeats 1 --only lira default
+
+The last takes scores and labels alone, so that no more is written.
 """
 
 from __future__ import annotations
@@ -50,7 +54,7 @@ from threadpoolctl import threadpool_limits
 
 from lira_jax import attacking, figures
 from lira_jax.analysis import analyse, budgets, exposure, outliers
-from lira_jax.attacks import ATTACKS, lira, references
+from lira_jax.attacks import ATTACKS, lira, lira_bayes, references
 from lira_jax.config import AttackConfig
 from lira_jax.data import membership
 from lira_jax.evaluation import judging
@@ -64,7 +68,9 @@ SHIFT = 1.0  # by which members are higher, in the same unit
 
 
 CLASSES = 10
-TASKS = ("lira", "attacks", "stage", "loop")
+TASKS = ("lira", "default", "attacks", "stage", "loop")
+# Those that need no more than scores and labels.
+OF_SCORES = {"lira", "default", "loop"}
 # The parts of the stage, one after the other: where each is called from, and its name there.
 PARTS = {
     "checks": (analyse, "check"),
@@ -76,17 +82,22 @@ PARTS = {
     "other statistics": (analyse, "statistic_curves"),
     "epsilon": (analyse, "_bound"),
     "exposure": (exposure, "exposure"),
+    "single decisions": (analyse, "reliability"),
     "figures": (figures, "draw"),
     "report page": (page, "write_report"),
     "files, with figures and page": (files, "write"),
 }
 
 
-def make(folder: Path, models: int, examples: int, queries: int) -> None:
-    """Write scores, masks and what else attacks need, unless they are there already."""
+def make(folder: Path, models: int, examples: int, queries: int, scores_alone: bool) -> None:
+    """Write scores, masks and labels, and what else attacks need unless scores are wanted alone.
+
+    What is there already stays.
+    """
     shape = (models, examples, queries)
-    path = folder / "scores.npy"
-    if path.exists() and np.load(path, mmap_mode="r").shape == shape:
+    path, last = folder / "scores.npy", folder / "gradient_norm.npy"
+    there = path.exists() and np.load(path, mmap_mode="r").shape == shape
+    if there and (scores_alone or last.exists()):
         return
     folder.mkdir(parents=True, exist_ok=True)
     keep = membership.blocked_masks(0, models, examples, 1, BLOCK)
@@ -98,24 +109,30 @@ def make(folder: Path, models: int, examples: int, queries: int) -> None:
     labels = random.integers(CLASSES, size=examples)
     np.save(folder / "labels.npy", labels)
     scores = open_memmap(folder / "scores.tmp.npy", "w+", np.float32, shape)
-    logits = open_memmap(folder / "logits.npy", "w+", np.float32, (models, examples, CLASSES))
-    is_label = np.arange(CLASSES) == labels[:, np.newaxis]
     for model in range(models):
         noise = BETWEEN_MODELS * random.standard_normal((examples, 1), np.float32)
         noise = noise + BETWEEN_VIEWS * random.standard_normal((examples, queries), np.float32)
         scores[model] = place + unit * (noise + SHIFT * keep[model][:, np.newaxis])
-        others = np.where(is_label, -np.inf, random.standard_normal(is_label.shape, np.float32))
-        logits[model] = others
-        logits[model][is_label] = scores[model, :, 0] + np.logaddexp.reduce(others, axis=1)
-    np.save(folder / "merlin.npy", random.integers(101, size=keep.shape) / np.float32(100))
-    np.save(folder / "gradient_norm.npy", np.exp(-scores[:, :, 0] / 2))
+    if not scores_alone:
+        logits = open_memmap(folder / "logits.npy", "w+", np.float32, (models, examples, CLASSES))
+        is_label = np.arange(CLASSES) == labels[:, np.newaxis]
+        for model in range(models):
+            others = np.where(is_label, -np.inf, random.standard_normal(is_label.shape, np.float32))
+            logits[model] = others
+            logits[model][is_label] = scores[model, :, 0] + np.logaddexp.reduce(others, axis=1)
+        np.save(folder / "merlin.npy", random.integers(101, size=keep.shape) / np.float32(100))
+        np.save(last, np.exp(-scores[:, :, 0] / 2))
     scores.flush()
     (folder / "scores.tmp.npy").rename(path)
 
 
 def read(folder: Path) -> ScoreSet:
     names = ("scores", "labels", "logits", "merlin", "gradient_norm")
-    mapped = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
+    mapped = {
+        name: np.load(folder / f"{name}.npy", mmap_mode="r")
+        for name in names
+        if (folder / f"{name}.npy").exists()
+    }
     return ScoreSet(keep=np.load(folder / "keep.npy"), block=BLOCK, source=str(folder), **mapped)
 
 
@@ -189,6 +206,8 @@ def measure(task: str, folder: Path, pairs: int, seed: int) -> dict[str, Any]:
     start, start_cpu = time.perf_counter(), time.process_time()
     if task == "lira":
         result = lira.attack(score_set, references.find(score_set), AttackConfig())
+    elif task == "default":
+        lira_bayes.attack(score_set, references.find(score_set), AttackConfig())
     elif task == "attacks":
         rule = references.find(score_set)
         judge, judge_cpu = 0.0, 0.0
@@ -260,14 +279,15 @@ def main() -> None:
 def report(options: argparse.Namespace, folder: Path) -> None:
     """Make the file, run every task in turn, and print medians."""
     print(hardware.line("numpy", "scipy"))
-    make(folder, options.models, options.examples, options.queries)
+    tasks = options.only or TASKS
+    make(folder, options.models, options.examples, options.queries, OF_SCORES.issuperset(tasks))
     size = (folder / "scores.npy").stat().st_size
     print(
         f"N = {options.models}, E = {options.examples:,}, Q = {options.queries}: "
         f"{size / 1e9:.2f} GB of scores; median (least–most) of {options.repeats}",
         flush=True,
     )
-    runs: dict[str, list[dict[str, Any]]] = {task: [] for task in options.only or TASKS}
+    runs: dict[str, list[dict[str, Any]]] = {task: [] for task in tasks}
     for repeat in range(options.repeats):
         for task, found in runs.items():
             command = [sys.executable, __file__, "--task", task, "--dir", str(folder)]

@@ -218,8 +218,9 @@ def analyse(
         "versions": _versions(about),
     }
     with _step(bar, "exposure of examples"):
-        exposed = exposure.exposure(score_set, DEFAULT, attacked.scores[DEFAULT], config)
-        exposed, rates, flips = reliability(score_set, rule, config, exposed, canary)
+        scores = attacked.scores[DEFAULT]
+        exposed = exposure.exposure(score_set, DEFAULT, scores, config)
+        exposed, rates, flips = reliability(score_set, rule, config, scores, exposed, canary)
     bar.close()
     metrics["per_example_fpr"] = rates
     metrics["vulnerability"] = {

@@ -2,7 +2,8 @@
 
 docs/methods.md, 1: "Queries 1 / 2 / 18 / 162", and figures 9 and 17. Where targets times examples
 are more than DECISIONS, the points rest on a random part of the examples, the same for all, except
-those of all models and views, which are the attacks themselves.
+those of all models and views, which are the attacks themselves. Of more than TARGETS models, points
+of fewer models rest on the first TARGETS as targets, or the first so many as there are models.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ REPLICATES = 200
 # Decisions (targets × examples) behind a point; more than some millions tell nothing new, and take
 # most of the time of the attack stage.
 DECISIONS = 2**21
+# Targets behind a point of fewer models, or one group, if that is more. Laws are fitted for every
+# group, and each target of few models has one of its own.
+TARGETS = 64
 
 # The paper's sets of views: the image; its mirror; 9 shifts of both; 81 shifts of both.
 QUERIES = (1, 2, 18, 162)
@@ -94,8 +98,9 @@ def by_models(
 
     For each M of `levels`, the run's models are cut into as many disjoint groups of M as there are;
     each is attacked as a run of its own, every model once as target with references from its group,
-    and the targets of all groups are pooled. So a small M costs no targets: its figures rest on as
-    many decisions as those of the whole run.
+    and the targets of all groups are pooled. So a small M costs no targets: up to TARGETS models,
+    its figures rest on as many decisions as those of the whole run. Of more models, so many groups
+    are attacked that there are TARGETS targets.
 
     Args:
         score_set: φ of N models.
@@ -116,7 +121,7 @@ def by_models(
 
     def points() -> Iterator[tuple[dict[str, Any], Float[np.ndarray, "T E"]]]:
         for size in sizes:
-            starts = range(0, models - size + 1, size)
+            starts = range(0, models - size + 1, size)[: max(1, TARGETS // size)]
 
             def group(
                 start: int, size: int = size

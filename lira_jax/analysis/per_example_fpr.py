@@ -67,6 +67,7 @@ def reliability(
     score_set: ScoreSet,
     rule: References,
     config: AttackConfig,
+    log_odds: Float[np.ndarray, "N E"],
     exposed: Vulnerability,
     canary: Bool[np.ndarray, " E"],
 ) -> tuple[Vulnerability, dict[str, Any], dict[str, Any]]:
@@ -74,6 +75,7 @@ def reliability(
 
     Args:
         score_set, rule, config: as for `lira_bayes.attack`.
+        log_odds: its scores.
         exposed: exposure of every example, to add to.
         canary: inserted points; thresholds and all but the columns are of the others.
 
@@ -81,17 +83,16 @@ def reliability(
         Exposure with `flip_in`, `flip_out` and `fpr`; `per_example_fpr` and `coin_flips` of
         `metrics.json`.
     """
-    log_odds, log_tail = np.empty((2, *score_set.keep.shape))
+    rare = np.empty(score_set.keep.shape, bool)  # as OUT scores of that example go
 
-    def keep_both(
-        model: int, chunk: slice, of_out: Mixture, of_in: Mixture, x: Float[np.ndarray, " C"]
+    def decide(
+        model: int, chunk: slice, of_out: Mixture, _: Mixture, x: Float[np.ndarray, " C"]
     ) -> None:
-        log_odds[model, chunk] = of_in.log_density(x) - of_out.log_density(x)
-        log_tail[model, chunk] = of_out.log_tail(x)
+        rare[model, chunk] = of_out.log_tail(x) <= np.log(config.fpr)
 
     centred = lira_bayes.prepare(score_set, rule, config)
     laws = lira_bayes.laws_of(score_set, centred, False)
-    lira_bayes.of_run(centred, laws, keep_both)
+    lira_bayes.of_run(centred, laws, decide)
     natural, keep = ~canary, score_set.keep
     threshold = evaluation.threshold_at_fpr(log_odds[:, natural][~keep[:, natural]], config.fpr)
     called = log_odds >= threshold
@@ -112,9 +113,7 @@ def reliability(
         "groups": _groups(centred, laws, config.fpr, threshold, called, natural),
         "pooled": {"threshold": threshold}
         | evaluation.decisions(called[:, natural], shown, rule.fold),
-        "per-example": evaluation.decisions(
-            log_tail[:, natural] <= np.log(config.fpr), shown, rule.fold
-        ),
+        "per-example": evaluation.decisions(rare[:, natural], shown, rule.fold),
     }
     flips = {"fpr": config.fpr} | coin_flips(
         called[:, natural], shown, flip_in[natural], flip_out[natural]

@@ -20,103 +20,38 @@ weight (docs/methods.md, 1, "A hierarchical LiRA").
 wide in level. The number of kinds is that of the best BIC: two scores of an example tell two kinds
 apart, a hundred scores tell six.
 
-The law is fitted (`fit`) to references alone. Where these are few, the scores of the one target
-have a part in it too (`with_target`), whose side is unknown: both answers count with the
+The law is fitted (`fit`, by `em.py`) to references alone. Where these are few, the scores of the
+one target have a part in it too (`with_target`), whose side is unknown: both answers count with the
 probability that the law gives them. NumPy only.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Shaped
 from scipy.special import log_ndtr
 
+from lira_jax.attacks import em
+from lira_jax.attacks.em import Law, Side
 from lira_jax.errors import InputError
+
+__all__ = ["Law", "Mixture", "Side", "fit", "log_odds", "posterior", "predict", "with_target"]
 
 # Numbers of kinds that are tried, in this order, until the BIC is no better.
 KINDS = (1, 2, 3, 4, 6)
 # An example beyond which so many more of a kind are of no more use to start from.
 LEAST_OF_A_KIND = 8
-# Parameters of a kind: π, m_out, m_in, t, b, r, v_out, v_in, less one that π sums to 1 once.
-PARAMETERS = 8
 
 # EM ends where a round changes the mean log evidence of an example by less than this.
 TOLERANCE = 1e-4
 ROUNDS = 500
 
-# Weights, in examples, of the priors: that kinds are as wide and as noisy as all examples; and that
-# training contracts, with r = REST · v_out.
-WEAK = 2.0
-CONTRACTION = 20.0
-REST = 1 / 16
 # The least v_out of the start, as a share of the spread of means, and what is left where all scores
-# are equal: about float32's resolution of φ. And the least v of a kind, as a share of the usual.
+# are equal: about float32's resolution of φ.
 LEAST_NOISE = 1e-6
 LEAST_VARIANCE = 1e-12
-LEAST_OF_USUAL = 1e-3
-
-
-@dataclass(frozen=True)
-class Side:
-    """What one side's references of every example come to; any shapes that broadcast.
-
-    Attributes:
-        count: n, 0 where there are none.
-        mean: their mean; any finite number where there are none.
-        squares: the sum of their squared deviations from it.
-    """
-
-    count: Shaped[np.ndarray, "..."] | float
-    mean: Float[np.ndarray, "..."]
-    squares: Float[np.ndarray, "..."]
-
-    def plus(self, score: Float[np.ndarray, "..."]) -> Side:
-        """With one more score."""
-        n, step = self.count, score - self.mean
-        return Side(n + 1, self.mean + step / (n + 1), self.squares + step * step * n / (n + 1))
-
-    def of(self, chosen: Shaped[np.ndarray, " C"] | slice) -> Side:
-        """Of the chosen examples."""
-        count = self.count[chosen] if isinstance(self.count, np.ndarray) else self.count
-        return Side(count, self.mean[chosen], self.squares[chosen])
-
-    def none(self) -> Side:
-        """The same examples without references."""
-        return Side(0.0, np.zeros_like(self.mean), np.zeros_like(self.squares))
-
-
-@dataclass(frozen=True)
-class Law:
-    """The law of all examples; arrays [K], one entry per kind.
-
-    Attributes:
-        share: π.
-        mean_out, mean_in: m.
-        level: t, the variance of μ_out.
-        contraction: b.
-        rest: r, the variance of μ_in that μ_out does not tell.
-        noise_out, noise_in: v.
-        rounds: of EM.
-        converged: whether these were enough.
-    """
-
-    share: Float[np.ndarray, " K"]
-    mean_out: Float[np.ndarray, " K"]
-    mean_in: Float[np.ndarray, " K"]
-    level: Float[np.ndarray, " K"]
-    contraction: Float[np.ndarray, " K"]
-    rest: Float[np.ndarray, " K"]
-    noise_out: Float[np.ndarray, " K"]
-    noise_in: Float[np.ndarray, " K"]
-    rounds: int = 0
-    converged: bool = True
-
-    def columns(self) -> tuple[Float[np.ndarray, "K 1"], ...]:
-        """The arrays in the order of declaration, to broadcast against examples."""
-        names = list(Law.__dataclass_fields__)[:PARAMETERS]
-        return tuple(getattr(self, name)[:, np.newaxis] for name in names)
 
 
 @dataclass(frozen=True)
@@ -141,22 +76,24 @@ def posterior(law: Law, out: Side, inside: Side) -> _Posterior:
     """The posterior of kind and means, closed form; no difference of large numbers in it."""
     share, m_out, m_in, level, b, rest, v_out, v_in = law.columns()
     h_out, h_in = out.count / v_out, inside.count / v_in  # precision of the references' means
-    from_out, from_in = out.mean - m_out, inside.mean - m_in
-    apart = from_in - b * from_out  # from the line along which training moves scores
     var_in = b * b * level + rest
     det = 1 + level * h_out + var_in * h_in + level * rest * h_out * h_in
-    fit_out = h_out * from_out * (1 + rest * h_in)
-    distance = fit_out * from_out + h_in * from_in**2 + level * h_out * h_in * apart**2
-    evidence = np.log(share) - 0.5 * (
-        out.count * np.log(v_out) + out.squares / v_out
-        + inside.count * np.log(v_in) + inside.squares / v_in
-        + np.log(det) + distance / det
-    )  # fmt: skip
-    pull_out = (fit_out - h_out * h_in * b * level * apart) / det
-    pull_in = h_in * (from_in + level * h_out * apart) / det
-    common = level * (pull_out + b * pull_in)
+    # Of what all examples with as many references share: what distances from the means of the kind
+    # count for, and from the line along which training moves scores.
+    of_out, of_in = h_out * (1 + rest * h_in) / det, h_in / det
+    of_apart = level * h_out * of_in
+    constant = np.log(share) - 0.5 * (
+        out.count * np.log(v_out) + inside.count * np.log(v_in) + np.log(det)
+    )
+    from_out, from_in = out.mean - m_out, inside.mean - m_in
+    apart = from_in - b * from_out
+    pull_in = of_in * from_in + of_apart * apart
+    common = level * of_out * from_out + level * b * of_in * from_in
+    distance = of_out * from_out**2 + of_in * from_in**2 + of_apart * apart**2
+    distance += out.squares * (1 / v_out)
+    distance += inside.squares * (1 / v_in)
     return _Posterior(
-        log_evidence=evidence,
+        log_evidence=constant - 0.5 * distance,
         out=m_out + common,
         inside=m_in + b * common + rest * pull_in,
         var_out=level * (1 + rest * h_in) / det,
@@ -214,7 +151,11 @@ def predict(law: Law, out: Side, inside: Side) -> tuple[Mixture, Mixture]:
 
 def log_odds(law: Law, out: Side, inside: Side, x: Float[np.ndarray, "..."]) -> np.ndarray:
     """Λ = log p(x | IN, references) − log p(x | OUT, references), [..., C]."""
-    of_out, of_in = predict(law, out, inside)
+    known = posterior(law, out, inside)
+    *_, v_out, v_in = law.columns()
+    # As in `predict`, but for the evidence of all kinds, which is the same on both sides.
+    of_out = Mixture(known.log_evidence, known.out, known.var_out + v_out)
+    of_in = Mixture(known.log_evidence, known.inside, known.var_in + v_in)
     return of_in.log_density(x) - of_out.log_density(x)
 
 
@@ -237,12 +178,13 @@ def fit(
     """
     best, best_bic = None, np.inf
     examples = max(out.mean.size, 2)
+    cells = em.in_cells(out, inside)
     for number in kinds or KINDS:
         if number > max(1, examples // LEAST_OF_A_KIND):
             break
-        start = _start(out, inside, number)
-        law, evidence = _em(start, out, inside, None, rounds, tolerance)
-        bic = PARAMETERS * number * np.log(examples) - 2 * evidence * examples
+        start, usual, width = _start(out, inside, number)
+        law, evidence = em.fitted(start, cells, usual, width, _rounds(rounds), tolerance)
+        bic = em.PARAMETERS * number * np.log(examples) - 2 * evidence * examples
         if not bic < best_bic:
             break
         best, best_bic = law, bic
@@ -265,8 +207,13 @@ def with_target(
         target: scores whose side is not known.
     """
     _, usual, width = _start(out, inside, law.share.size)
-    fitted, _ = _em((law, usual, width), out, inside, target, rounds, tolerance)
-    return _checked(fitted, out.mean.size)
+    cells = em.in_cells(out, inside, target)
+    law, _ = em.fitted(law, cells, usual, width, _rounds(rounds), tolerance)
+    return _checked(law, out.mean.size)
+
+
+def _rounds(rounds: int | None) -> int:
+    return ROUNDS if rounds is None else rounds
 
 
 def _checked(law: Law | None, examples: int) -> Law:
@@ -278,55 +225,13 @@ def _checked(law: Law | None, examples: int) -> Law:
     return law
 
 
-def _em(
-    start: tuple[Law, float, float],
-    out: Side,
-    inside: Side,
-    target: Float[np.ndarray, " C"] | None,
-    rounds: int | None,
-    tolerance: float,
-) -> tuple[Law, float]:
-    """The law that EM ends with from that start, and the mean log evidence of an example."""
-    law, usual, width = start
-    rounds = ROUNDS if rounds is None else rounds
-    kinds = law.share.size
-    n_in = float(np.mean(inside.count))
-    share_in = n_in / (n_in + float(np.mean(out.count)))
-    # The possible answers for the target: statistics with it on either side, and their odds.
-    answers = [(out, inside, 1.0)]
-    if target is not None:
-        answers = [(out.plus(target), inside, 1 - share_in), (out, inside.plus(target), share_in)]
-    wide = out.mean.shape
-    n_o, x_o, s_o, n_i, x_i, s_i = (
-        np.concatenate([np.broadcast_to(part, wide) for part in parts])
-        for parts in zip(*(
-            (o.count, o.mean, o.squares, i.count, i.mean, i.squares) for o, i, _ in answers
-        ), strict=True)
-    )  # fmt: skip
-    out, inside = Side(n_o, x_o, s_o), Side(n_i, x_i, s_i)
-    odds = np.log([answer[2] for answer in answers])[:, np.newaxis]
-    prior = WEAK * width / kinds**2
-    evidence = last = -np.inf
-    for number in range(rounds + 1):
-        known = posterior(law, out, inside)
-        each = known.log_evidence.reshape(kinds, odds.size, -1) + odds
-        total = _log_sum(each, axis=(0, 1))
-        evidence = float(total.mean())
-        # Either way: the priors may cost a little evidence.
-        if number == rounds or abs(evidence - last) < tolerance:
-            break
-        last = evidence
-        r = np.exp(each - total).reshape(kinds, -1)
-        law = _maximised(r, known, out, inside, usual, prior)
-    return replace(law, rounds=number, converged=number < rounds), evidence
-
-
 def _start(out: Side, inside: Side, kinds: int) -> tuple[Law, float, float]:
     """Where EM starts; the usual v_out; and how wide single scores lie."""
-    has_out, has_in = (np.broadcast_to(s.count, s.mean.shape) > 0 for s in (out, inside))
-    both = has_out & has_in
+    both = (np.broadcast_to(out.count, out.mean.shape) > 0) & (
+        np.broadcast_to(inside.count, inside.mean.shape) > 0
+    )
     if not both.any():
-        return _start_apart(out.mean[has_out], inside.mean[has_in], kinds)
+        raise InputError("lira-bayes: no example has references on both sides; train more models")
     n_o, n_i = (np.broadcast_to(s.count, s.mean.shape)[both] for s in (out, inside))
     x_o, x_i, s_o, s_i = out.mean[both], inside.mean[both], out.squares[both], inside.squares[both]
     difference = x_i - x_o
@@ -353,83 +258,11 @@ def _start(out: Side, inside: Side, kinds: int) -> tuple[Law, float, float]:
         mean_in=np.array([x_i[part].mean() for part in slices]),
         level=np.full(kinds, level),
         contraction=b,
-        rest=REST * noise,
+        rest=em.REST * noise,
         noise_out=noise,
         noise_in=b * b * noise,
     )
     return law, usual, width
-
-
-def _start_apart(
-    x_out: Float[np.ndarray, " O"], x_in: Float[np.ndarray, " I"], kinds: int
-) -> tuple[Law, float, float]:
-    """As `_start`, of one other model, of which every example has a score on one side alone.
-
-    It tells how wide scores lie on either side, and not how much of that is noise: half, to start
-    from. What it is in truth comes from the target's scores of the same examples (`with_target`).
-    """
-    if not (x_out.size and x_in.size):
-        raise InputError(
-            "lira-bayes: a target's references are all IN or all OUT; give models that trained on "
-            "some of the examples and not on others"
-        )
-    width = float(max(x_out.var(), LEAST_VARIANCE))
-    usual = width / 2
-    b = float(np.clip(np.sqrt(x_in.var() / width), 0.1, 1.0))
-    law = Law(
-        share=np.full(kinds, 1 / kinds),
-        mean_out=np.full(kinds, x_out.mean()),
-        mean_in=np.full(kinds, x_in.mean()),
-        level=np.full(kinds, usual),
-        contraction=np.full(kinds, b),
-        rest=np.full(kinds, REST * usual),
-        noise_out=np.full(kinds, usual),
-        noise_in=np.full(kinds, b * b * usual),
-    )
-    return law, usual, width
-
-
-def _maximised(
-    r: Float[np.ndarray, "K C"],
-    known: _Posterior,
-    out: Side,
-    inside: Side,
-    usual: float,
-    prior: float,
-) -> Law:
-    """The law that is likeliest given every example's probabilities of kinds, with the priors."""
-
-    def mean(values: Float[np.ndarray, "K C"]) -> Float[np.ndarray, " K"]:
-        return np.einsum("kc,kc->k", r, values) / weight
-
-    weight = r.sum(axis=1) + 1e-9
-    m_out, m_in = mean(known.out), mean(known.inside)
-    from_out, from_in = known.out - m_out[:, np.newaxis], known.inside - m_in[:, np.newaxis]
-    oo = weight * mean(from_out**2 + known.var_out)
-    oi = weight * mean(from_out * from_in + known.cov)
-    ii = weight * mean(from_in**2 + known.var_in)
-    b = (oi + prior) / (oo + prior)
-    noise = []
-    for side, mu, variance in (
-        (out, known.out, known.var_out), (inside, known.inside, known.var_in)
-    ):  # fmt: skip
-        squares = side.squares + side.count * ((side.mean - mu) ** 2 + variance)
-        noise.append((weight * mean(squares), r @ side.count))
-    (squares_out, count_out), (squares_in, count_in) = noise
-    least = LEAST_OF_USUAL * usual
-    v_out = np.maximum((squares_out + WEAK * usual) / (count_out + WEAK), least)
-    contracted = CONTRACTION * b * b * v_out
-    rest = np.maximum(ii - 2 * b * oi + b * b * oo, 0) + CONTRACTION * REST * v_out
-    return Law(
-        share=weight / weight.sum(),
-        mean_out=m_out,
-        mean_in=m_in,
-        level=(oo + prior) / (weight + WEAK),
-        contraction=b,
-        rest=rest / (weight + CONTRACTION),
-        noise_out=v_out,
-        noise_in=np.maximum((squares_in + contracted) / (count_in + CONTRACTION), least),
-    )
 
 
 def _log_sum(values: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:

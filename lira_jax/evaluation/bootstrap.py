@@ -158,11 +158,13 @@ class _Weights:
         folds: [F, R]; all one where there is one fold.
         examples: [E, R].
         narrow: the same as `examples`, to add up in half the memory.
+        most: the largest of these.
     """
 
     folds: Float32[np.ndarray, "F R"]
     examples: Float32[np.ndarray, "E R"]
     narrow: UInt16[np.ndarray, "E R"]
+    most: int
 
 
 _drawing = threading.Lock()
@@ -183,7 +185,7 @@ def _weights(folds: int, examples: int, seed: int, replicates: int) -> _Weights:
     narrow = of_examples.astype(np.uint16)
     for kept in (of_folds, of_examples, narrow):
         kept.flags.writeable = False  # for the next call
-    return _Weights(of_folds, of_examples, narrow)
+    return _Weights(of_folds, of_examples, narrow, int(narrow.max(initial=0)))
 
 
 def _grid(nonmember_scores: Float[np.ndarray, " M"]) -> Float[np.ndarray, " G"]:
@@ -213,46 +215,59 @@ def _weighted_counts(
     shape = (len(sides) * bins, weights.folds.shape[1])
     examples = scores.shape[1]
     reached = _count_at_most(grid)
+    every = len(sides) == 2 and not np.equal(*sides).any()  # each score is on one side
 
-    def pairs(unit: int) -> tuple[Int[np.ndarray, " P"], Int[np.ndarray, " P"]]:
-        """The example and the bin of every score of a fold that counts, by example."""
+    def pairs(unit: int) -> tuple[Int[np.ndarray, " E"], Int[np.ndarray, " P"]]:
+        """How many scores of a fold count on each example, and their bins, by example."""
         own = scores[rows[unit]]
+        # Bin b holds what is at or above all but b thresholds: the highest come first.
+        if every:
+            place = bins * (sides[1][rows[unit]].T + np.int64(1)).ravel() - 1
+            place -= reached(np.ascontiguousarray(own.T).ravel())
+            return np.full(examples, len(own)), place
         taken = np.stack([side[rows[unit]] for side in sides], axis=-1)  # [B, E, S]
         example, target, side = np.nonzero(np.ascontiguousarray(taken.transpose(1, 0, 2)))
-        # Bin b holds what is at or above all but b thresholds: the highest come first.
-        return example, bins * (side + 1) - 1 - reached(own[target, example])
+        place = bins * (side + 1) - 1 - reached(own[target, example])
+        return np.bincount(example, minlength=examples), place
 
     def of_folds(units: range) -> tuple[Int[np.ndarray, " K"], Num[np.ndarray, "K R"]]:
         """The bins that hold something, and what they hold. Whole numbers, so exact."""
-        found = [pairs(unit) for unit in units]
-        example = np.concatenate([one[0] + n * examples for n, one in enumerate(found)])
-        place = np.concatenate([one[1] for one in found])
+        of_example, places = zip(*(pairs(unit) for unit in units), strict=True)
+        place = np.concatenate(places)
         counts = np.bincount(place, minlength=shape[0])
         filled = np.flatnonzero(counts)
         number = np.empty(shape[0], np.int32)
         number[filled] = np.arange(filled.size)
         rows_of = len(units) * examples
-        starts = np.append(0, np.cumsum(np.bincount(example, minlength=rows_of)))
+        starts = np.append(0, np.cumsum(np.concatenate(of_example)))
         # In the order of examples, whose weights are then read once, from first to last.
-        by_example = (np.ones(example.size, np.uint16), number[place], starts.astype(np.int32))
+        by_example = (np.ones(place.size, np.uint16), number[place], starts.astype(np.int32))
         of_fold = weights.folds[units.start : units.stop, np.newaxis]  # [G, 1, R]
-        largest = int(counts.max(initial=0)) * int(weights.narrow.max(initial=0))
-        narrow = largest * int(of_fold.max()) < 2**16
+        narrow = int(counts.max(initial=0)) * weights.most * int(of_fold.max()) < 2**16
         drawn = weights.narrow if narrow else weights.examples
+        of_fold = of_fold.astype(drawn.dtype)
         if len(units) > 1:
-            drawn = (of_fold.astype(drawn.dtype) * drawn).reshape(rows_of, -1)
-        size = (filled.size, rows_of)
-        product = csc_array(by_example, shape=size, dtype=drawn.dtype) @ drawn
-        return filled, product if len(units) > 1 else product * of_fold[0]
+            drawn = (of_fold * drawn).reshape(rows_of, -1)
+        product = csc_array(by_example, shape=(filled.size, rows_of), dtype=drawn.dtype) @ drawn
+        if len(units) == 1:
+            product *= of_fold[0]
+        return filled, product
 
     # Few examples: several folds in one product, as adding it to the total is then the long work.
     together = max(1, ROWS // examples)
     groups = [range(n, min(n + together, len(rows))) for n in range(0, len(rows), together)]
-    total = np.zeros(shape)
+    # Half the memory to add in, unless a sum of so many scores might not fit.
+    total = np.zeros(shape, np.uint32 if scores.size < 2**28 else np.float64)
     for filled, product in workers.in_order(of_folds, groups):
-        total[filled] += product
-    counts = np.cumsum(total.reshape(len(sides), bins, -1), axis=1)
-    return np.concatenate([np.zeros_like(counts[:, :1]), counts], axis=1)
+        if product.dtype != np.uint16:
+            product = product.astype(total.dtype)
+        if filled.size == len(total):
+            total += product
+        else:
+            total[filled] += product
+    counts = np.zeros((len(sides), bins + 1, shape[1]))
+    np.cumsum(total.reshape(len(sides), bins, -1), axis=1, out=counts[:, 1:])
+    return counts
 
 
 def _count_at_most(

@@ -236,21 +236,24 @@ def _shadow_choices(
     folds: int,
 ) -> dict[str, Float[np.ndarray, " F"]]:
     """By FPR, the least score that is called a member in each fold; infinite if none is."""
-    unit = np.repeat(fold_of, nonmember.sum(axis=1))
-    pool = scores[nonmember]
-    count = np.bincount(unit, minlength=folds)
+    count = np.bincount(np.repeat(fold_of, nonmember.sum(axis=1)), minlength=folds)
+    total = int(count.sum())
     # The highest of all non-members nearly always hold what is asked of the other folds.
-    kept = min(pool.size, int(TOP * pool.size) + 1)
-    top = np.argpartition(pool, pool.size - kept)[pool.size - kept :]
-    top = top[np.argsort(pool[top])[::-1]]
+    kept = min(total, int(TOP * total) + 1)
+    pool = scores[nonmember]
+    pool.partition(total - kept)
+    top = np.flatnonzero((scores >= pool[total - kept]) & nonmember)
+    top = top[np.argsort(scores.ravel()[top])[::-1]]
+    highest, unit = scores.ravel()[top], fold_of[top // scores.shape[1]]
     result = {key: np.full(folds, np.inf) for key in FPRS}
     for left_out in range(folds):
-        others = pool[top[unit[top] != left_out]]
-        size = pool.size - int(count[left_out])
+        others = highest[unit != left_out]
+        size = total - int(count[left_out])
         for key, fpr in FPRS.items():
             rank = _rank(size, fpr, unseen=True)
             if rank > others.size:
-                others = np.sort(pool[unit != left_out])[::-1]
+                rest = nonmember & (fold_of != left_out)[:, np.newaxis]
+                others = np.sort(scores[rest])[::-1]
             if rank:
                 result[key][left_out] = np.nextafter(others[rank - 1], np.inf)
     return result

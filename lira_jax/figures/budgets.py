@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from lira_jax.analysis.budgets import DECISIONS
+from lira_jax.analysis.budgets import DECISIONS, TARGETS
 from lira_jax.evaluation import FPRS
 from lira_jax.evaluation.wording import fpr_text, is_few, telling_fpr, tpr
 from lira_jax.figures import style
@@ -29,7 +29,8 @@ def every(findings: Findings) -> list[Drawing | Missing]:
             findings, "by_models", "models", "by_models", "Figures 9 and 17",
             "More shadow models", "Shadow models",
             "TPR where the run's models are cut into groups of so many, each is attacked as a run "
-            "of its own, and all targets are pooled.",
+            "of its own, and all targets are pooled; of more than "
+            f"{TARGETS} models, the first groups of {TARGETS} targets or more.",
         ),
         _budget(
             findings, "by_queries", "queries", "by_queries", "", "More views of each example",

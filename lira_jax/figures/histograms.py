@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator
 from scipy.special import expit
 from scipy.stats import norm
 
@@ -81,7 +81,7 @@ def _losses(findings: Findings, picks: dict[str, int]) -> Drawing | Missing:
         axes.set_xscale("log")
         axes.set_xlim(low, high)
         axes.xaxis.set_major_locator(LogLocator(numticks=5))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        style.with_powers_of_ten(axes.xaxis)
         for phi, colour in ((outside, style.OUT), (inside, style.IN)):
             values = np.maximum(np.logaddexp(0.0, -phi), 1e-300)
             axes.hist(values, edges.tolist(), color=colour, alpha=0.5, histtype="stepfilled")

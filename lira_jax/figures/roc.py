@@ -246,6 +246,7 @@ def _log_panel(axes: Axes, lines: Sequence[Labelled]) -> None:
         xlabel="False-positive rate",
         ylabel="True-positive rate",
     )
+    style.with_powers_of_ten(axes.xaxis, axes.yaxis)
     style.with_grid(axes)
 
 

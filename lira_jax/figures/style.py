@@ -14,12 +14,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 # A column of the usual two-column paper [inches].
 WIDTH = 3.4
@@ -179,6 +182,24 @@ def legend_below(
     """A legend under the axes; without labels, each key brings its own."""
     shown = {"handles": keys} if labels is None else {"handles": keys, "labels": labels}
     made.legend(loc="outside lower center", ncols=columns, **shown, **how)
+
+
+def with_powers_of_ten(*log: Axis) -> None:
+    """Powers of ten at the larger ticks of logarithmic axes, in letters, and nothing between.
+
+    As formulas, and with empty labels between, they took a third of the time of drawing.
+    """
+    for axis in log:
+        axis.set_major_formatter(FuncFormatter(_power_of_ten))
+        axis.set_minor_formatter(NullFormatter())
+        axis.set_tick_params(which="minor", label1On=False)
+
+
+def _power_of_ten(value: float, _: int | None) -> str:
+    return "10" + f"{np.log10(value):.0f}".translate(_SUPERSCRIPTS)
+
+
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def with_grid(*panels: Axes, axis: Literal["both", "x"] = "both") -> None:

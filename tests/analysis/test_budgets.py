@@ -127,6 +127,19 @@ def test_by_models_attacks_disjoint_groups_as_runs_of_their_own(models, block, s
     assert last["auc"] == evaluation.auc(evaluation.roc(whole, score_set.keep))
 
 
+def test_of_more_models_than_so_many_the_first_groups_are_attacked_one_at_least(monkeypatch):
+    monkeypatch.setattr(budgets, "TARGETS", 4)
+    score_set = synthetic(models=16, examples=60)
+    rule = references.find(score_set)
+    entries, _ = budgets.by_models(score_set, rule, AttackConfig(), ["lira-online"])
+    assert {entry["models"]: entry["targets"] for entry in entries} == {4: 4, 8: 8, 16: 16}
+    for entry in entries:
+        first = slice(0, entry["targets"])
+        part = ScoreSet(score_set.scores[first], score_set.keep[first], 2, "first")
+        scores = lira.attack(part, references.find(part), AttackConfig())["lira-online"]
+        assert entry["auc"] == evaluation.auc(evaluation.roc(scores, part.keep))
+
+
 @pytest.mark.parametrize("made", [synthetic, free])
 def test_above_so_many_decisions_points_rest_on_a_part_that_order_does_not_change(
     monkeypatch, made

@@ -89,7 +89,11 @@ def found():
     scores = lira_bayes.attack(score_set, rule, config)["lira-bayes"]
     exposed = exposure.exposure(score_set, "lira-bayes", scores, config)
     none = np.zeros(score_set.keep.shape[1], bool)
-    return score_set, scores, per_example_fpr.reliability(score_set, rule, config, exposed, none)
+    return (
+        score_set,
+        scores,
+        per_example_fpr.reliability(score_set, rule, config, scores, exposed, none),
+    )
 
 
 def test_predicted_rates_are_those_observed_on_a_known_law(found):

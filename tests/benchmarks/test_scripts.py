@@ -62,8 +62,10 @@ def test_attack(tmp_path, monkeypatch, capsys):
     for word in (
         "N = 16, E = 300, Q = 2",
         "lira",
+        "default",
         "attacks",
         "stage",
+        "single decisions",
         "loop / lira:",
         "CPU seconds",
     ):
@@ -71,6 +73,11 @@ def test_attack(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "attack/metrics.json").exists()
     difference = text.partition("largest difference from the loop's scores: ")[2].split()[0]
     assert float(difference) < 1e-6
+
+    folder, names = tmp_path / "scores", {"keep", "labels", "scores"}
+    for scores_alone, more in ((True, set()), (False, {"logits", "merlin", "gradient_norm"})):
+        attack.make(folder, 16, 300, 2, scores_alone)
+        assert {path.stem for path in folder.iterdir()} == names | more
 
 
 def test_score():
