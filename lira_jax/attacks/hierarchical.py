@@ -227,11 +227,10 @@ def _checked(law: Law | None, examples: int) -> Law:
 
 def _start(out: Side, inside: Side, kinds: int) -> tuple[Law, float, float]:
     """Where EM starts; the usual v_out; and how wide single scores lie."""
-    both = (np.broadcast_to(out.count, out.mean.shape) > 0) & (
-        np.broadcast_to(inside.count, inside.mean.shape) > 0
-    )
+    has_out, has_in = (np.broadcast_to(s.count, s.mean.shape) > 0 for s in (out, inside))
+    both = has_out & has_in
     if not both.any():
-        raise InputError("lira-bayes: no example has references on both sides; train more models")
+        return _start_apart(out.mean[has_out], inside.mean[has_in], kinds)
     n_o, n_i = (np.broadcast_to(s.count, s.mean.shape)[both] for s in (out, inside))
     x_o, x_i, s_o, s_i = out.mean[both], inside.mean[both], out.squares[both], inside.squares[both]
     difference = x_i - x_o
@@ -261,6 +260,35 @@ def _start(out: Side, inside: Side, kinds: int) -> tuple[Law, float, float]:
         rest=em.REST * noise,
         noise_out=noise,
         noise_in=b * b * noise,
+    )
+    return law, usual, width
+
+
+def _start_apart(
+    x_out: Float[np.ndarray, " O"], x_in: Float[np.ndarray, " I"], kinds: int
+) -> tuple[Law, float, float]:
+    """As `_start`, of one other model, of which every example has a score on one side alone.
+
+    It tells how wide scores lie on either side, and not how much of that is noise: half, to start
+    from. What it is in truth comes from the target's scores of the same examples (`with_target`).
+    """
+    if not (x_out.size and x_in.size):
+        raise InputError(
+            "lira-bayes: a target's references are all IN or all OUT; give models that trained on "
+            "some of the examples and not on others"
+        )
+    width = float(max(x_out.var(), LEAST_VARIANCE))
+    usual = width / 2
+    b = float(np.clip(np.sqrt(x_in.var() / width), 0.1, 1.0))
+    law = Law(
+        share=np.full(kinds, 1 / kinds),
+        mean_out=np.full(kinds, x_out.mean()),
+        mean_in=np.full(kinds, x_in.mean()),
+        level=np.full(kinds, usual),
+        contraction=np.full(kinds, b),
+        rest=np.full(kinds, em.REST * usual),
+        noise_out=np.full(kinds, usual),
+        noise_in=np.full(kinds, b * b * usual),
     )
     return law, usual, width
 
