@@ -28,7 +28,6 @@ from fsspec.registry import _registry
 from matplotlib.figure import Figure
 
 from lira_jax import config_file
-from lira_jax.attacks import hierarchical
 from lira_jax.config import DataConfig, Experiment, NetworkConfig, ScoreConfig, TrainConfig
 from lira_jax.errors import InputError
 from tests.object_store import ObjectStore
@@ -83,15 +82,6 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, A
         report.outcome = "skipped"
         report.longrepr = (str(collector.path), 1, f"Skipped: {cause}")
     return report
-
-
-@pytest.fixture(autouse=True)
-def soon_fitted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Laws of hierarchical LiRA of one kind after a few rounds of EM: every attack of all
-    targets fits some. Tests marked `whole_fits` are about what laws come to."""
-    if request.node.get_closest_marker("whole_fits") is None:
-        monkeypatch.setattr(hierarchical, "KINDS", (1,))
-        monkeypatch.setattr(hierarchical, "ROUNDS", 4)
 
 
 @pytest.fixture(scope="session", autouse=True)

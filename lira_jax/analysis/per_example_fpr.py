@@ -91,20 +91,17 @@ def reliability(
         rare[model, chunk] = of_out.log_tail(x) <= np.log(config.fpr)
 
     centred = lira_bayes.prepare(score_set, rule, config)
-    laws = lira_bayes.laws_of(score_set, centred, False)
+    laws = lira_bayes.laws_of(centred, False)
     lira_bayes.of_run(centred, laws, decide)
     natural, keep = ~canary, score_set.keep
     threshold = evaluation.threshold_at_fpr(log_odds[:, natural][~keep[:, natural]], config.fpr)
     called = log_odds >= threshold
     flip_in, flip_out = flip_rates(called, keep), flip_rates(called, ~keep)
-    fpr = _of_examples(*lira_bayes.of_another(centred), threshold)
+    fpr = _of_examples(*lira_bayes.of_another(score_set, rule, config), threshold)
     shown = keep[:, natural]
     per_example = {
         "attack": "lira-bayes",
-        "laws": {
-            "kinds": sorted({law.share.size for law in laws}),
-            "unsettled": sum(not law.converged for law in laws),
-        },
+        "laws": {"unsettled": sum(not law.converged for law in laws)},
         "fpr": config.fpr,
         "in_use": config.calibrate,
         "spread": {name: float(np.quantile(fpr[natural], q)) for name, q in QUANTILES.items()},

@@ -1,8 +1,8 @@
 """Which attacks a set of scores allows, and why it does not allow the others.
 
 Most attacks need references on a side, or both, of every example. The default takes any numbers,
-none included: where masks are drawn independently it alone, and what has no references, can still
-be run with 2 or 3 models, or where some examples are in one model, or none.
+none included: it alone, and what has no references, can still be run with 2 or 3 models, or where
+some examples are in one model, or none.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from lira_jax.attacks import Family, lira_bayes, references
+from lira_jax.attacks import Family, references
 from lira_jax.attacks.references import References, Side
 from lira_jax.score_set import ScoreSet
 
@@ -24,16 +24,12 @@ REMEDIES = {
 
 
 def rule_of(score_set: ScoreSet) -> References:
-    """The rule by which targets get their references, if the default attack can be run by it.
+    """The rule by which targets get their references, with some missing where they must.
 
     Raises:
-        InputError: as `references.find`, but for examples with too few references where masks are
-            drawn independently, since then the numbers of references of an example tell nothing.
+        InputError: as `references.find`, but for examples with too few references.
     """
-    rule = references.find(score_set, few=True)
-    if rule.lacking and not lira_bayes.independent(score_set.keep):
-        references.find(score_set)
-    return rule
+    return references.find(score_set, few=True)
 
 
 def lacking(family: Family, score_set: ScoreSet, rule: References) -> str | None:

@@ -1,7 +1,8 @@
 """`lira-bayes`: the target's score as one more draw under one law of all examples; the default.
 
-The scores x are means of φ over views, less what each model gives in general and to each class
-(`centring.py`); the law is that of `hierarchical.py`. With the references of an example,
+The scores x are weighted means of φ over views (`view_weights.py`), less what each model gives in
+general and to each class (`centring.py`); the law is that of `hierarchical.py`. With the references
+of an example,
 
 - `lira-bayes` is Λ = log p(x as one more IN score) − log p(x as one more OUT score);
 - `lira-bayes-offline` is the same with the OUT references alone: the law tells what IN scores
@@ -15,10 +16,8 @@ but are drawn independently, all models but the target are references, as many a
 on a side: how many of the *other* models trained on it then tells nothing of the target. Where they
 are not (exact halves, say), it would, and every example has equally many.
 
-**Which law** a target gets is fitted to models outside its part of the run, one of LAWS. Up to FEW
-references on a side, every target has a law of its own, in which its own scores have a part, their
-side unknown, as a real attacker has them. No mask of the target, nor the scores or
-masks of its block, have one.
+**Weights and law** of a target are fitted to models outside its part of the run, one of PARTS:
+neither its own scores and mask, nor those of its block, have a part in them.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from lira_jax import workers
-from lira_jax.attacks import centring, hierarchical
+from lira_jax.attacks import centring, hierarchical, law_fit, view_weights
 from lira_jax.attacks.cross_fit import groups_of
 from lira_jax.attacks.hierarchical import Law, Mixture, Side
 from lira_jax.attacks.references import References, base_and_dropped, map_chunks, moments
@@ -40,10 +39,10 @@ from lira_jax.score_set import ScoreSet
 
 NAMES = ("lira-bayes", "lira-bayes-offline")
 
-# Laws of a run; more models than the one part that is left out would hardly change them.
-LAWS = 4
-# References of a side up to which targets have laws of their own.
-FEW = 3
+# Parts of a run, each left out in turn; of MANY models, as few as there can be, since the rest is
+# more than enough and each part has scores of its own where views have weights.
+PARTS, FEWEST = 4, 2
+MANY = 128
 # Examples that a law is fitted to, evenly spaced by their mean score.
 EXAMPLES = 2_000
 # Masks count as independent where the spread of examples' counts is within so many standard errors
@@ -58,20 +57,31 @@ class Centred:
     """What the attack is made of.
 
     Attributes:
-        x: scores of the run's models, [N, E].
+        x: scores of the run's models, [N, E]: of each part, by the weights of views that it has; or
+            one for all parts, where there is one view.
         targets: of models from elsewhere, [T, E]; None without.
         keep: masks of the run's models.
+        part: of each of the run's models; all in one, -1, where models from elsewhere are targets.
         references: the rule.
         as_they_are: all models but the target are references, whatever their numbers.
-        sample: examples that laws are fitted to.
+        sample: examples that weights and laws are fitted to.
     """
 
-    x: Float[np.ndarray, "N E"]
+    x: tuple[Float[np.ndarray, "N E"], ...]
     targets: Float[np.ndarray, "T E"] | None
     keep: Bool[np.ndarray, "N E"]
+    part: Int[np.ndarray, " N"]
     references: References
     as_they_are: bool
     sample: Int[np.ndarray, " S"]
+
+    def of(self, part: int) -> Float[np.ndarray, "N E"]:
+        """Scores by which targets of that part are judged."""
+        return self.x[part if len(self.x) > 1 else 0]
+
+    def parts(self) -> list[int]:
+        """All of them."""
+        return sorted(set(self.part.tolist()))
 
 
 def attack(
@@ -80,53 +90,87 @@ def attack(
     """Scores of `lira-bayes` and `lira-bayes-offline`, float64, higher = member.
 
     Raises:
-        InputError: no example with references on both sides, or no law found.
+        InputError: a target's references are all IN or all OUT, or no law found.
     """
     centred = prepare(score_set, references, config)
-    models, examples = centred.x.shape
-    laws = laws_of(score_set, centred, progress)
-    result = {name: np.empty((models, examples)) for name in NAMES}
+    laws = laws_of(centred, progress)
+    result = {name: np.empty(centred.keep.shape) for name in NAMES}
 
-    def score_chunk(chunk: slice, x: Float[np.ndarray, "N C 1"]) -> None:
-        out, inside = sides(centred, chunk)
-        for model in range(models):
-            fold = model // references.fold
-            own, others = _of_fold(out, fold), _of_fold(inside, fold)
-            for name, known in zip(NAMES, (others, others.none()), strict=True):
-                result[name][model, chunk] = hierarchical.log_odds(
-                    laws[model], own, known, x[model, :, 0]
-                )
+    def score(
+        model: int, chunk: slice, out: Side, inside: Side, x: Float[np.ndarray, " C"]
+    ) -> None:
+        for name, known in zip(NAMES, (inside, inside.none()), strict=True):
+            result[name][model, chunk] = hierarchical.log_odds(laws[model], out, known, x)
 
-    for _ in map_chunks(score_chunk, centred.x[..., np.newaxis], 1, "lira-bayes", progress):
-        pass
+    _of_targets_in_turn(centred, range(len(laws)), score, progress)
     return result
 
 
-def prepare(
-    score_set: ScoreSet,
-    references: References,
-    config: AttackConfig,
-    targets: Float[np.ndarray, "T E Q"] | None = None,
-) -> Centred:
-    """Centred scores, and how references are counted.
+def prepare(score_set: ScoreSet, references: References, config: AttackConfig) -> Centred:
+    """Centred scores of the run's models, each as target, and how references are counted.
 
     Args:
         score_set: of the run.
         references: the rule.
         config: views to use.
-        targets: φ of models from elsewhere, on the run's examples and views.
     """
-    x = mean_score(score_set.scores, config.queries)
-    own = None
-    if targets is not None:
-        used = config.queries or score_set.scores.shape[2]
-        own = np.asarray(targets[..., :used], np.float64).mean(axis=2)
-    centring.centre(x, score_set.labels, own)
+    wanted = FEWEST if len(score_set.keep) >= MANY else PARTS
+    part = np.zeros(len(score_set.keep), np.int64)
+    for number, group in enumerate(groups_of(score_set, references, wanted)):
+        part[group] = number
+    return _prepare(score_set, references, config, part, None)
+
+
+def prepare_for_others(
+    score_set: ScoreSet,
+    references: References,
+    config: AttackConfig,
+    targets: Float[np.ndarray, "T E Q"] | None = None,
+) -> Centred:
+    """As `prepare`, for models from elsewhere, of which all of the run's are references.
+
+    Args:
+        score_set, references, config: as there.
+        targets: φ of such models, on the run's examples and views.
+    """
+    part = np.full(len(score_set.keep), -1)
+    return _prepare(score_set, references, config, part, targets)
+
+
+def _prepare(
+    score_set: ScoreSet,
+    references: References,
+    config: AttackConfig,
+    part: Int[np.ndarray, " N"],
+    targets: Float[np.ndarray, "T E Q"] | None,
+) -> Centred:
+    scores, keep, labels = score_set.scores, score_set.keep, score_set.labels
+    used = config.queries or scores.shape[2]
+    x = mean_score(scores, used)
     order = np.argsort(x.mean(axis=0), kind="stable")
     if order.size > EXAMPLES:
         order = order[np.linspace(0, order.size - 1, EXAMPLES).round().astype(int)]
-    as_they_are = references.order is not None and independent(score_set.keep)
-    return Centred(x, own, score_set.keep, references, as_they_are, order)
+    as_they_are = references.order is not None and independent(keep)
+    own = None
+    if used == 1:
+        if targets is not None:
+            own = np.array(targets[..., 0], np.float64)
+        centring.centre(x, labels, own)
+        return Centred((x,), own, keep, part, references, as_they_are, order)
+    views = np.array(scores[:, order, :used], np.float64)
+    views -= x[:, order, np.newaxis]
+    centring.centre(x, labels)
+    views += x[:, order, np.newaxis]
+    by_part = []
+    for number in sorted(set(part.tolist())):
+        outside = part != number
+        weights = view_weights.find(views[outside], keep[np.ix_(outside, order)])
+        x = mean_score(scores, used, weights)
+        if targets is not None:
+            own = np.asarray(targets[..., :used], np.float64) @ weights
+        centring.centre(x, labels, own)
+        by_part.append(x)
+    return Centred(tuple(by_part), own, keep, part, references, as_they_are, order)
 
 
 def independent(keep: Bool[np.ndarray, "N E"]) -> bool:
@@ -142,9 +186,9 @@ def independent(keep: Bool[np.ndarray, "N E"]) -> bool:
     return bool(away <= MOST and abs(spread / max(expected, 1e-9) - 1) <= away)
 
 
-def sides(centred: Centred, chunk: slice | Int[np.ndarray, " C"]) -> tuple[Side, Side]:
-    """OUT and IN references of every fold's targets on these examples, [F, C]."""
-    x, keep, rule = centred.x[:, chunk], centred.keep[:, chunk], centred.references
+def sides(centred: Centred, part: int, chunk: slice | Int[np.ndarray, " C"]) -> tuple[Side, Side]:
+    """OUT and IN references of every fold's targets on these examples, [F, C], by a part's x."""
+    x, keep, rule = centred.of(part)[:, chunk], centred.keep[:, chunk], centred.references
     if centred.as_they_are:
         return _less_own(x, ~keep), _less_own(x, keep)
     if rule.order is not None:
@@ -152,6 +196,9 @@ def sides(centred: Centred, chunk: slice | Int[np.ndarray, " C"]) -> tuple[Side,
     both = []
     for side in ("out", "in"):
         base, dropped = base_and_dropped(rule, keep, slice(None), side)
+        if len(base) == dropped.shape[1]:  # no example has any to spare
+            both.append(Side(0.0, *np.zeros((2, len(x) // rule.fold, x.shape[1]))))
+            continue
         found = moments(x[..., np.newaxis], base, dropped)
         both.append(Side(float(found.count), found.mean[..., 0], found.squares[..., 0]))
     return both[0], both[1]
@@ -185,9 +232,10 @@ def _of_fold(side: Side, fold: int) -> Side:
     return Side(count, side.mean[fold], side.squares[fold])
 
 
-def of_models(centred: Centred, models: Bool[np.ndarray, " N"]) -> tuple[Side, Side]:
-    """OUT and IN scores of the chosen models, all of them, on the examples of the sample, [S]."""
-    x, keep = (array[np.ix_(models, centred.sample)] for array in (centred.x, centred.keep))
+def of_references(centred: Centred, part: int) -> tuple[Side, Side]:
+    """OUT and IN scores of all models outside a part, on the examples of the sample, [S]."""
+    index = np.ix_(centred.part != part, centred.sample)
+    x, keep = centred.of(part)[index], centred.keep[index]
     return _whole(x, ~keep), _whole(x, keep)
 
 
@@ -198,32 +246,16 @@ def _whole(x: Float[np.ndarray, "N C"], side: Bool[np.ndarray, "N C"]) -> Side:
     return Side(count.astype(np.float64), mean, squares)
 
 
-def laws_of(score_set: ScoreSet, centred: Centred, progress: bool) -> list[Law]:
+def laws_of(centred: Centred, progress: bool) -> list[Law]:
     """The law of every target."""
-    rule, models = centred.references, len(centred.x)
-    laws: list[Law | None] = [None] * models
-    if min(rule.count_in, rule.count_out) <= FEW:
-        out, inside = sides(centred, centred.sample)
+    parts = centred.parts()
+    laws: dict[int, Law] = {}
 
-        def of_fold(fold: int) -> None:
-            both = _of_fold(out, fold), _of_fold(inside, fold)
-            law = hierarchical.fit(*both)
-            for model in range(fold * rule.fold, (fold + 1) * rule.fold):
-                own = centred.x[model, centred.sample]
-                laws[model] = hierarchical.with_target(law, *both, own)
+    def fit(part: int) -> None:
+        laws[part] = law_fit.fit(*of_references(centred, part))
 
-        folds = range(models // rule.fold)
-        workers.each(of_fold, folds, None, "lira-bayes: laws", progress)
-    else:
-
-        def of_part(part: Bool[np.ndarray, " N"]) -> None:
-            law = hierarchical.fit(*of_models(centred, ~part))
-            for model in np.flatnonzero(part):
-                laws[model] = law
-
-        parts = groups_of(score_set, rule, LAWS)
-        workers.each(of_part, parts, None, "lira-bayes: laws", progress)
-    return [law for law in laws if law is not None]
+    workers.each(fit, parts, None, "lira-bayes: laws", progress)
+    return [laws[part] for part in centred.part.tolist()]
 
 
 Visit = Callable[[int, slice, Mixture, Mixture, Float[np.ndarray, " C"]], None]
@@ -245,19 +277,40 @@ def of_run(
         models: the targets; None for all.
         progress: show a progress bar, if standard error is a terminal.
     """
-    targets = range(len(laws)) if models is None else list(models)
 
-    def visit_chunk(chunk: slice, x: Float[np.ndarray, "N C 1"]) -> None:
-        out, inside = sides(centred, chunk)
-        for model in targets:
-            fold = model // centred.references.fold
-            of_out, of_in = hierarchical.predict(
-                laws[model], _of_fold(out, fold), _of_fold(inside, fold)
-            )
-            visit(model, chunk, of_out, of_in, x[model, :, 0])
+    def predict(
+        model: int, chunk: slice, out: Side, inside: Side, x: Float[np.ndarray, " C"]
+    ) -> None:
+        visit(model, chunk, *hierarchical.predict(laws[model], out, inside), x)
 
-    for _ in map_chunks(visit_chunk, centred.x[..., np.newaxis], 1, "lira-bayes", progress):
-        pass
+    _of_targets_in_turn(centred, range(len(laws)) if models is None else models, predict, progress)
+
+
+def _of_targets_in_turn(
+    centred: Centred,
+    models: Iterable[int],
+    visit: Callable[[int, slice, Side, Side, Float[np.ndarray, " C"]], None],
+    progress: bool,
+) -> None:
+    """Hand on the references of every target and its scores, chunk by chunk."""
+    chosen = list(models)
+
+    for part in centred.parts():
+        targets = [model for model in chosen if centred.part[model] == part]
+
+        def visit_chunk(
+            chunk: slice, x: Float[np.ndarray, "N C 1"], part: int = part,
+            targets: list[int] = targets,
+        ) -> None:  # fmt: skip
+            out, inside = sides(centred, part, chunk)
+            for model in targets:
+                fold = model // centred.references.fold
+                visit(model, chunk, _of_fold(out, fold), _of_fold(inside, fold), x[model, :, 0])
+
+        if targets:
+            x = centred.of(part)[..., np.newaxis]
+            for _ in map_chunks(visit_chunk, x, 1, "lira-bayes", progress):
+                pass
 
 
 def log_tails(
@@ -268,27 +321,35 @@ def log_tails(
     Args, Raises: as for `attack`.
     """
     centred = prepare(score_set, references, config)
-    result = np.empty(centred.x.shape)
+    result = np.empty(centred.keep.shape)
 
     def visit(
         model: int, chunk: slice, of_out: Mixture, _: Mixture, x: Float[np.ndarray, " C"]
     ) -> None:
         result[model, chunk] = of_out.log_tail(x)
 
-    of_run(centred, laws_of(score_set, centred, progress), visit, progress=progress)
+    of_run(centred, laws_of(centred, progress), visit, progress=progress)
     return result
 
 
-def of_another(centred: Centred) -> tuple[Mixture, Mixture]:
+def of_another(
+    score_set: ScoreSet, references: References, config: AttackConfig
+) -> tuple[Mixture, Mixture]:
     """The laws of one more OUT and one more IN score, given all the run's models, [K, E].
 
-    Raises:
-        InputError: no law found.
+    Args, Raises: as for `attack`.
     """
-    law = hierarchical.fit(*of_models(centred, np.ones(len(centred.x), bool)))
-    return hierarchical.predict(
-        law, _whole(centred.x, ~centred.keep), _whole(centred.x, centred.keep)
-    )
+    centred = prepare_for_others(score_set, references, config)
+    return hierarchical.predict(_law_of_all(centred), *_all_sides(centred))
+
+
+def _law_of_all(centred: Centred) -> Law:
+    x, keep = (array[:, centred.sample] for array in (centred.x[0], centred.keep))
+    return law_fit.fit(_whole(x, ~keep), _whole(x, keep))
+
+
+def _all_sides(centred: Centred) -> tuple[Side, Side]:
+    return _whole(centred.x[0], ~centred.keep), _whole(centred.x[0], centred.keep)
 
 
 @dataclass(frozen=True)
@@ -323,15 +384,10 @@ def of_targets(
 
     Args, Raises: as for `prepare` and `attack`.
     """
-    centred = prepare(score_set, references, config, targets)
+    centred = prepare_for_others(score_set, references, config, targets)
     assert centred.targets is not None
-    x, every = centred.targets, np.ones(len(centred.x), bool)
-    few = min(references.base_in, references.base_out) <= FEW
-    both = of_models(centred, every)
-    law = hierarchical.fit(*both)
-    if few and len(x) == 1:
-        law = hierarchical.with_target(law, *both, x[0, centred.sample])
-    out, inside = (_whole(centred.x, side) for side in (~centred.keep, centred.keep))
+    x, law = centred.targets, _law_of_all(centred)
+    out, inside = _all_sides(centred)
     of_out, of_in = hierarchical.predict(law, out, inside)
     return OfTarget(
         log_odds=of_in.log_density(x) - of_out.log_density(x),

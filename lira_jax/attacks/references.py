@@ -135,7 +135,7 @@ def find(score_set: ScoreSet, few: bool = False) -> References:
     words = f"leave-one-out with {rule.count_in} IN and {rule.count_out} OUT references, "
     words += "because the masks form no blocks"
     if lacking:
-        words += "; lira-bayes takes all that each example has"
+        words += "; if they are drawn independently, lira-bayes takes all that each example has"
     return replace(rule, words=words)
 
 

@@ -21,9 +21,15 @@ def yeom(
     return {"yeom": -loss_of(np.asarray(score_set.scores[:, :, 0], dtype=np.float64))}
 
 
-def mean_score(scores: Float[np.ndarray, "N E Q"], queries: int) -> Float[np.ndarray, "N E"]:
-    """Mean φ over the first `queries` views (0: all), float64."""
+def mean_score(
+    scores: Float[np.ndarray, "N E Q"],
+    queries: int,
+    weights: Float[np.ndarray, " W"] | None = None,
+) -> Float[np.ndarray, "N E"]:
+    """Mean φ over the first `queries` views (0: all), float64; by weights of these, if given."""
     used = queries or scores.shape[2]
+    if weights is not None:
+        return np.stack([np.asarray(model[:, :used], np.float64) @ weights for model in scores])
     return np.stack([model[:, :used].mean(axis=-1, dtype=np.float64) for model in scores])
 
 

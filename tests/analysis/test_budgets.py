@@ -181,11 +181,16 @@ def test_free_masks_skip_groups_without_references_and_say_why():
     rule = references.find(score_set)
     assert rule.order is not None
     entries, skipped = budgets.by_models(score_set, rule, AttackConfig())
-    assert {entry["models"] for entry in entries} == {12}
+    of = {entry["models"]: set() for entry in entries}
+    for entry in entries:
+        of[entry["models"]].add(entry["name"])
+    assert of[12] == {*budgets.BY_MODELS}
+    assert of[4] == {"lira-bayes", "lira-bayes-offline"} <= of[8] < of[12]
     assert [one["models"] for one in skipped] == [4, 8]
     for one in skipped:
         assert "leave-one-out needs 2 on each side" in one["reason"]
-    assert {entry["targets"] for entry in entries} == {12}
+    targets = {entry["models"]: entry["targets"] for entry in entries}
+    assert targets == {4: 12, 8: 8, 12: 12}
 
 
 def test_without_leakage_every_point_is_at_chance():

@@ -15,7 +15,6 @@ import pytest
 from lira_jax.analysis.null_check import SHARES, draw, null_check
 from lira_jax.attacks import ATTACKS, Family, lira, shokri
 from lira_jax.config import AttackConfig
-from lira_jax.errors import InputError
 from lira_jax.score_set import ScoreSet
 
 SLOW = ("lira-bayes", "quantile-regression", "shokri")
@@ -241,8 +240,3 @@ def test_drawn_logits_give_the_drawn_scores():
     np.testing.assert_allclose(phi, drawn.scores[:, :, 0], rtol=1e-4, atol=1e-4)
     assert ((drawn.merlin >= 0) & (drawn.merlin <= 1)).all()
     assert (drawn.gradient_norm > 0).all()
-
-
-def test_masks_without_references_are_refused():
-    with pytest.raises(InputError, match="leave-one-out needs 2"):
-        check(np.eye(4, 9, dtype=bool), first_view)

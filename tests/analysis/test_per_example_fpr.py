@@ -15,9 +15,7 @@ from lira_jax.analysis import coin_flips, exposure, per_example_fpr, target
 from lira_jax.attacks import lira_bayes, references
 from lira_jax.attacks.hierarchical import Mixture
 from lira_jax.config import AttackConfig
-from lira_jax.score_set import ScoreSet
-
-pytestmark = pytest.mark.whole_fits
+from tests.attacks.test_lira_bayes import leaky
 
 
 def mixture(rng, examples, mean=0.0):
@@ -71,15 +69,11 @@ def test_flip_rate_is_the_share_of_pairs_that_differ(seed, models):
 
 
 def known(models=32, examples=1_500, seed=0):
-    """Examples of two kinds of noise, whose means differ by as much."""
+    """Examples of the law that the attack takes them to be of."""
     rng = np.random.default_rng(seed)
     half = rng.random((models // 2, examples)) < 0.5
     keep = np.stack([half, ~half], axis=1).reshape(models, examples)
-    noise = np.where(rng.random(examples) < 0.3, 1.5, 0.4)
-    mu_out = rng.normal(0, 2, examples)
-    gain = rng.normal(1.0, 0.3, examples)
-    scores = mu_out + gain * keep + noise * rng.normal(size=keep.shape) * np.where(keep, 0.9, 1)
-    return ScoreSet(scores[..., np.newaxis].astype(np.float32), keep, None, "test")
+    return leaky(seed, keep, views=1)
 
 
 @pytest.fixture(scope="module")

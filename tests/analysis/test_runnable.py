@@ -14,7 +14,6 @@ from lira_jax.analysis.analyse import analyse
 from lira_jax.attacks import ATTACKS, DEFAULT, TITLES, Family
 from lira_jax.commands import attack as attack_command
 from lira_jax.config import AttackConfig
-from lira_jax.errors import InputError
 from lira_jax.evaluation import bootstrap
 from lira_jax.score_set import ScoreSet
 from tests.attacks.test_few_references import tossed
@@ -106,12 +105,13 @@ def test_a_target_is_held_against_two_models():
     assert found.figures["fpr_ci"][0] < 0.02
 
 
-def test_masks_that_tell_the_answer_by_their_counts_are_refused_as_before():
-    two = np.random.default_rng(0).random(700) < 0.5
-    for keep in (np.stack([two, ~two]), np.eye(4, dtype=bool)[:, np.arange(700) % 4]):
-        with pytest.raises(InputError, match="needs 2 on each side") as caught:
-            analyse(leaky(5, keep), AttackConfig())
-        assert "\n" not in str(caught.value)
+def test_disjoint_shards_are_attacked_by_the_default_and_by_what_has_out_references():
+    keep = np.eye(4, dtype=bool)[:, np.random.default_rng(0).integers(4, size=300)]
+    metrics = analyse(leaky(5, keep), AttackConfig()).metrics
+    names = {entry["name"] for entry in metrics["attacks"]}
+    assert {"lira-bayes", "lira-bayes-offline", "lira-offline", "rmia-offline", "ye"} < names
+    assert not names & {"lira-online", "rmia-online", "sablayrolles", "pmia-all"}
+    assert metrics["references"] == {"in": 0, "out": 2}
 
 
 @pytest.mark.usefixtures("sketched")

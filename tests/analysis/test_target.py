@@ -17,8 +17,6 @@ from lira_jax.score_set import ScoreSet
 from tests.attacks.synthetic import blocked_masks
 from tests.conftest import refusal
 
-pytestmark = pytest.mark.whole_fits
-
 
 def population(seed, models, examples, views=3, shift=1.5):
     """Models of one law in blocks of 2, and a target: examples of unlike place and spread."""
