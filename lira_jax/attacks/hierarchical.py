@@ -13,7 +13,7 @@ and its global variance are limits of it, with K = 1 and t → ∞ or v common.
 
 **Training contracts scores**: where many models show the law, b is in (0, 1) and
 v_in ≈ b² v_out, r ≈ v_out/16, whatever the data and networks. Of few references b alone shows, as
-examples spread wider than noise. So v_in and r have that as a prior of CONTRACTION examples'
+examples spread wider than noise. So v_in and r have that as a prior of `em.CONTRACTION` examples'
 weight (docs/methods.md, 1, "A hierarchical LiRA").
 
 **Kinds of noise**: EM starts from slices of examples by how far their references spread, all as
