@@ -83,6 +83,16 @@ RUNS = (
         "results/held_out_mnist.toml", "mnist/"),
     Run("held_out_cifar10_jpeg", "Held out: CIFAR-10 (JPEG), ConvNet, mirror and shifts, 2 views",
         "results/held_out_cifar10_jpeg.toml", "cifar10-jpeg/"),
+    Run("held_out_mnist_convnet", "Held out, second lot: MNIST, ConvNet",
+        "results/held_out_mnist_convnet.toml", "mnist/"),
+    Run("held_out_digits_convnet", "Held out, second lot: digits, ConvNet",
+        "results/held_out_digits_convnet.toml"),
+    Run("held_out_cifar10_jpeg_resnet",
+        "Held out, second lot: CIFAR-10 (JPEG), ResNet-8, trained without mirror, 2 views",
+        "results/held_out_cifar10_jpeg_resnet.toml", "cifar10-jpeg/"),
+    Run("held_out_cifar10_jpeg_convnet",
+        "Held out, second lot: CIFAR-10 (JPEG), ConvNet, mirror and shifts, 18 views",
+        "results/held_out_cifar10_jpeg_convnet.toml", "cifar10-jpeg/"),
 )  # fmt: skip
 
 
