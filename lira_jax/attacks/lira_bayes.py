@@ -43,6 +43,7 @@ NAMES = ("lira-bayes", "lira-bayes-offline")
 # more than enough and each part has scores of its own where views have weights.
 PARTS, FEWEST = 4, 2
 MANY = 128
+ELSEWHERE = -1
 # Examples that a law is fitted to, evenly spaced by their mean score.
 EXAMPLES = 2_000
 # Masks count as independent where the spread of examples' counts is within so many standard errors
@@ -61,7 +62,7 @@ class Centred:
             one for all parts, where there is one view.
         targets: of models from elsewhere, [T, E]; None without.
         keep: masks of the run's models.
-        part: of each of the run's models; all in one, -1, where models from elsewhere are targets.
+        part: of each of the run's models; models from elsewhere are in none of these, ELSEWHERE.
         references: the rule.
         as_they_are: all models but the target are references, whatever their numbers.
         sample: examples that weights and laws are fitted to.
@@ -118,7 +119,7 @@ def prepare(score_set: ScoreSet, references: References, config: AttackConfig) -
     part = np.zeros(len(score_set.keep), np.int64)
     for number, group in enumerate(groups_of(score_set, references, wanted)):
         part[group] = number
-    return _prepare(score_set, references, config, part, None)
+    return _prepare(score_set, references, config, part, sorted(set(part.tolist())), None)
 
 
 def prepare_for_others(
@@ -133,8 +134,8 @@ def prepare_for_others(
         score_set, references, config: as there.
         targets: φ of such models, on the run's examples and views.
     """
-    part = np.full(len(score_set.keep), -1)
-    return _prepare(score_set, references, config, part, targets)
+    part = np.zeros(len(score_set.keep), np.int64)
+    return _prepare(score_set, references, config, part, [ELSEWHERE], targets)
 
 
 def _prepare(
@@ -142,6 +143,7 @@ def _prepare(
     references: References,
     config: AttackConfig,
     part: Int[np.ndarray, " N"],
+    targets_in: list[int],
     targets: Float[np.ndarray, "T E Q"] | None,
 ) -> Centred:
     scores, keep, labels = score_set.scores, score_set.keep, score_set.labels
@@ -162,7 +164,7 @@ def _prepare(
     centring.centre(x, labels)
     views += x[:, order, np.newaxis]
     by_part = []
-    for number in sorted(set(part.tolist())):
+    for number in targets_in:
         outside = part != number
         weights = view_weights.find(views[outside], keep[np.ix_(outside, order)])
         x = mean_score(scores, used, weights)
@@ -340,12 +342,8 @@ def of_another(
     Args, Raises: as for `attack`.
     """
     centred = prepare_for_others(score_set, references, config)
-    return hierarchical.predict(_law_of_all(centred), *_all_sides(centred))
-
-
-def _law_of_all(centred: Centred) -> Law:
-    x, keep = (array[:, centred.sample] for array in (centred.x[0], centred.keep))
-    return law_fit.fit(_whole(x, ~keep), _whole(x, keep))
+    law = law_fit.fit(*of_references(centred, ELSEWHERE))
+    return hierarchical.predict(law, *_all_sides(centred))
 
 
 def _all_sides(centred: Centred) -> tuple[Side, Side]:
@@ -386,7 +384,7 @@ def of_targets(
     """
     centred = prepare_for_others(score_set, references, config, targets)
     assert centred.targets is not None
-    x, law = centred.targets, _law_of_all(centred)
+    x, law = centred.targets, law_fit.fit(*of_references(centred, ELSEWHERE))
     out, inside = _all_sides(centred)
     of_out, of_in = hierarchical.predict(law, out, inside)
     return OfTarget(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import warnings
 from functools import cache
@@ -384,6 +385,24 @@ def test_a_model_from_elsewhere_scores_nearly_as_if_its_block_were_in_the_run(mo
         expected = inside_run[name][0]
         assert np.corrcoef(got[0], expected)[0, 1] > 0.985, name
         assert abs(np.mean(got[0] - expected)) < 0.1, name
+
+
+def test_views_of_a_model_from_elsewhere_have_the_weights_that_all_of_the_run_give_them():
+    keep = masks("blocks of 2", 16, 8, 500)
+    run = leaky(16, keep)
+    rng = np.random.default_rng(16)
+    run.scores[..., 1] += 3 * rng.normal(size=keep.shape)
+    rule, target = references.find(run), leaky(17, keep).scores[:1]
+    of_first = dataclasses.replace(run, scores=run.scores[..., :1])
+    found, first = (
+        lira_bayes.of_targets(of, rule, AttackConfig(), views).log_odds
+        for of, views in ((run, target), (of_first, target[..., :1]))
+    )
+    assert np.corrcoef(found[0], first[0])[0, 1] > 0.95
+    worse = target.copy()
+    worse[..., 1] += 3 * rng.normal(size=worse.shape[:2])
+    moved = lira_bayes.of_targets(run, rule, AttackConfig(), worse).log_odds
+    assert np.corrcoef(moved[0], found[0])[0, 1] > 0.95
 
 
 def test_tails_and_log_odds_of_a_model_from_elsewhere_are_those_of_its_laws():
