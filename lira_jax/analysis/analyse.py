@@ -140,8 +140,8 @@ def analyse(
         InputError: as `attacking.attack`.
     """
     check(score_set, config.queries)
-    beyond = labels_of is not None or elsewhere is not None
-    rule = references.find(score_set) if beyond else runnable.rule_of(score_set)
+    # Attacks by labels and by elsewhere need references of every example.
+    rule = references.find(score_set, few=labels_of is None and elsewhere is None)
     chosen = families(config)
     if ready is not None:
         ready()
@@ -151,14 +151,14 @@ def analyse(
     differing = centring.differences(score_set, config.queries)
     if config.centred:
         score_set = centring.scores_centred(score_set, config.queries)
-    rule = runnable.rule_of(score_set)
+    rule = references.find(score_set, few=True)
     models, examples, views = score_set.scores.shape
     used = config.queries or views
     canary = np.zeros(examples, bool) if score_set.canary is None else score_set.canary
     natural, natural_rule, natural_given = score_set, rule, given
     if canary.any():
         natural, natural_given = (of_examples(each, ~canary) for each in (score_set, given))
-        natural_rule = runnable.rule_of(natural)
+        natural_rule = references.find(natural, few=True)
     member = natural.keep
     bar = tqdm(total=len(chosen) + 7, leave=False, disable=None if progress else True)
 

@@ -16,10 +16,9 @@ import numpy as np
 from jaxtyping import Float
 
 from lira_jax import workers
-from lira_jax.analysis import runnable
 from lira_jax.attacks import lira, lira_bayes
 from lira_jax.attacks.draws import keys
-from lira_jax.attacks.references import References
+from lira_jax.attacks.references import References, find
 from lira_jax.config import AttackConfig
 from lira_jax.errors import InputError
 from lira_jax.evaluation.judging import AT_ONCE, HEADLINE, headline
@@ -30,8 +29,8 @@ REPLICATES = 200
 # Decisions (targets × examples) behind a point; more than some millions tell nothing new, and take
 # most of the time of the attack stage.
 DECISIONS = 2**21
-# Targets behind a point of fewer models, or one group, if that is more. Laws are fitted for every
-# group, and each target of few models has one of its own.
+# Targets behind a point of fewer models, or one group, if that is more: laws are fitted for every
+# group.
 TARGETS = 64
 
 # The paper's sets of views: the image; its mirror; 9 shifts of both; 81 shifts of both.
@@ -127,7 +126,7 @@ def by_models(
                 start: int, size: int = size
             ) -> tuple[References, dict[str, Float[np.ndarray, "M E"]]]:
                 part = _group(score_set, start, size, block)
-                rule = runnable.rule_of(part)
+                rule = find(part, few=True)
                 return rule, _scores(part, rule, config, names)
 
             try:

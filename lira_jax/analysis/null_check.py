@@ -16,8 +16,7 @@ from jaxtyping import Bool, Float
 from scipy.special import expit, logsumexp
 from scipy.stats import t as student
 
-from lira_jax.analysis import runnable
-from lira_jax.attacks import ATTACKS, Family
+from lira_jax.attacks import ATTACKS, Family, references
 from lira_jax.config import AttackConfig
 from lira_jax.score_set import ScoreSet
 
@@ -71,9 +70,9 @@ def null_check(
         (standard error of the value), z, ok; None for a share of fewer than LEAST entries.
 
     Raises:
-        InputError: as `runnable.rule_of`.
+        InputError: as `references.find`.
     """
-    rule = runnable.rule_of(score_set)
+    rule = references.find(score_set, few=True)
     block = rule.fold if rule.order is None else None
     models, examples, queries = score_set.scores.shape
     if not rule.lacking:  # of fewer examples it might not be told that masks are independent
@@ -85,7 +84,7 @@ def null_check(
         rng = np.random.default_rng((seed, number))
         subset = np.sort(rng.permutation(score_set.keep.shape[1])[:examples])
         drawn = draw(score_set.keep[:, subset], block, views, rng)
-        drawn_rule = runnable.rule_of(drawn)
+        drawn_rule = references.find(drawn, few=True)
         for family in attacks.values():
             if any(side in rule.lacking for side in family.sides):
                 continue

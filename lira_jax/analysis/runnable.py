@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from lira_jax.attacks import Family, references
+from lira_jax.attacks import Family
 from lira_jax.attacks.references import References, Side
 from lira_jax.score_set import ScoreSet
 
@@ -21,15 +21,6 @@ REMEDIES = {
     "merlin": "needs noisy queries: python score.py --run DIR --score.noisy_queries 100",
     "gradient_norm": "needs gradients: python score.py --run DIR --score.gradient_norm True",
 }
-
-
-def rule_of(score_set: ScoreSet) -> References:
-    """The rule by which targets get their references, with some missing where they must.
-
-    Raises:
-        InputError: as `references.find`, but for examples with too few references.
-    """
-    return references.find(score_set, few=True)
 
 
 def lacking(family: Family, score_set: ScoreSet, rule: References) -> str | None:

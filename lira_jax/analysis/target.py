@@ -23,8 +23,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from lira_jax import evaluation
-from lira_jax.analysis import outliers, runnable
-from lira_jax.attacks import DEFAULT, lira_bayes
+from lira_jax.analysis import outliers
+from lira_jax.attacks import DEFAULT, lira_bayes, references
 from lira_jax.config import AttackConfig
 from lira_jax.csv_text import csv_text
 from lira_jax.errors import InputError
@@ -188,7 +188,7 @@ def audit(
         progress: show progress bars, if standard error is a terminal.
 
     Raises:
-        InputError: see `score_set.check`, `runnable.rule_of` and `read_target`; a rate outside
+        InputError: see `score_set.check`, `references.find` and `read_target`; a rate outside
             (0, 1); more views asked for than there are.
     """
     check(score_set, config.queries)
@@ -196,12 +196,12 @@ def audit(
         raise InputError(f"a false-positive rate of {fpr}: give a share above 0 and below 1")
     target = check_target(target, score_set, config.queries)
     given, absurd = score_set, outliers.find(score_set, config.queries)
-    kept = outliers.kept_models(given, runnable.rule_of(given), absurd)
+    kept = outliers.kept_models(given, references.find(given, few=True), absurd)
     score_set = outliers.as_attacked(given, absurd, kept)
     if absurd:
         bounded = outliers.bounded(target.scores[np.newaxis], absurd)[0]
         target = dataclasses.replace(target, scores=bounded)
-    rule = runnable.rule_of(score_set)
+    rule = references.find(score_set, few=True)
 
     shadows = lira_bayes.attack(score_set, rule, config, progress)[DEFAULT]
     threshold = evaluation.threshold_at_fpr(shadows[~score_set.keep], fpr)

@@ -11,7 +11,7 @@ import pytest
 from lira_jax.analysis import budgets, epsilon, exposure, null_check, runnable
 from lira_jax.analysis import target as target_audit
 from lira_jax.analysis.analyse import analyse
-from lira_jax.attacks import ATTACKS, DEFAULT, TITLES, Family
+from lira_jax.attacks import ATTACKS, DEFAULT, TITLES, Family, references
 from lira_jax.commands import attack as attack_command
 from lira_jax.config import AttackConfig
 from lira_jax.evaluation import bootstrap
@@ -66,7 +66,7 @@ def test_curves_over_numbers_of_models_keep_the_default_where_lira_has_no_refere
     keep = score_set.keep
     enough = (keep.sum(axis=0) >= 2) & (keep.sum(axis=0) <= 10)
     score_set = ScoreSet(score_set.scores[:, enough], keep[:, enough], None, "test")
-    rule = runnable.rule_of(score_set)
+    rule = references.find(score_set, few=True)
     assert not rule.lacking
     names = ["lira-bayes", "lira-online"]
     entries, left_out = budgets.by_models(score_set, rule, AttackConfig(), names)
@@ -139,5 +139,5 @@ def test_an_attack_of_ones_own_is_left_out_by_its_name_and_only_where_it_must_be
     )
     own = {"module:function": Family(lambda *_: {}, {})}
     for score_set, names in ((few, ["module:function"]), (enough, [])):
-        found = runnable.not_run(own, score_set, runnable.rule_of(score_set), {"its name"})
+        found = runnable.not_run(own, score_set, references.find(score_set, few=True), {"its name"})
         assert [entry["name"] for entry in found] == names

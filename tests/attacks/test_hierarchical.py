@@ -207,9 +207,8 @@ def test_lines_in_place_of_the_curve_cost_little(n, m):
         assert np.median(np.abs(got - exact) / (1 + np.abs(exact))) < 0.05
 
 
-def simulate(law, counts, examples, seed):
-    """References [n, C] and [m, C] of examples of a law, and one more OUT and one more IN score."""
-    rng = np.random.default_rng(seed)
+def examples_of(law, rng, examples):
+    """μ_out, variance of OUT scores, μ_in and variance of IN scores of examples of a law."""
     u = np.exp(law.log_spread) * rng.normal(size=examples)
     noise, scale = np.exp(law.log_noise + u), np.exp(law.log_scale)
     level = np.exp(law.log_noise + law.level + law.level_slope * u)
@@ -218,7 +217,13 @@ def simulate(law, counts, examples, seed):
     reach += np.exp(law.log_varied) * scale * rng.normal(size=examples)
     mu_in = scale * np.logaddexp(mu_out / scale, reach / scale)
     b, floor = np.exp((mu_out - mu_in) / scale), 1 / (1 + np.exp(-law.floor))
-    noise_in = noise * (floor + (1 - floor) * b * b)
+    return mu_out, noise, mu_in, noise * (floor + (1 - floor) * b * b)
+
+
+def simulate(law, counts, examples, seed):
+    """References [n, C] and [m, C] of examples of a law, and one more OUT and one more IN score."""
+    rng = np.random.default_rng(seed)
+    mu_out, noise, mu_in, noise_in = examples_of(law, rng, examples)
     out = mu_out + np.sqrt(noise) * rng.normal(size=(counts[0] + 1, examples))
     inside = mu_in + np.sqrt(noise_in) * rng.normal(size=(counts[1] + 1, examples))
     return out[:-1], inside[:-1], out[-1], inside[-1]

@@ -26,6 +26,7 @@ from tests.attacks.synthetic import (
 )
 from tests.attacks.test_hierarchical import (
     TYPICAL,
+    examples_of,
     line_of,
     log_joint,
     reference_log_odds,
@@ -47,17 +48,10 @@ def quartered_masks(rng, models, examples):
 def leaky(seed, keep, views=2, classes=None):
     """Examples of the law TYPICAL; levels of models; members as the law has them."""
     rng = np.random.default_rng((seed, 1))
-    law, examples = TYPICAL, keep.shape[1]
-    u = np.exp(law.log_spread) * rng.normal(size=examples)
-    noise, scale = np.exp(law.log_noise + u), np.exp(law.log_scale)
-    level = np.exp(law.log_noise + law.level + law.level_slope * u)
-    mu_out = law.mean + law.mean_slope * u + np.sqrt(level) * rng.normal(size=examples)
-    reach = law.mean + scale * (law.reach + law.reach_slope * u)
-    reach += np.exp(law.log_varied) * scale * rng.normal(size=examples)
-    mu_in = scale * np.logaddexp(mu_out / scale, reach / scale)
-    b, floor = np.exp((mu_out - mu_in) / scale), 1 / (1 + np.exp(-law.floor))
-    deviate = np.sqrt(noise) * rng.normal(size=keep.shape)
-    x = np.where(keep, mu_in + np.sqrt(floor + (1 - floor) * b * b) * deviate, mu_out + deviate)
+    examples = keep.shape[1]
+    mu_out, noise, mu_in, noise_in = examples_of(TYPICAL, rng, examples)
+    deviate = rng.normal(size=keep.shape)
+    x = np.where(keep, mu_in + np.sqrt(noise_in) * deviate, mu_out + np.sqrt(noise) * deviate)
     x += 0.3 * rng.normal(size=(len(keep), 1))
     labels = None if classes is None else rng.integers(classes, size=examples)
     between = 0.2 * rng.normal(size=(*keep.shape, views))
