@@ -164,7 +164,7 @@ def judge(run: Run, score_set: ScoreSet) -> Iterator[Judged]:
     for size in (size for size in MODELS if size <= models):
         start = time.perf_counter()
         starts = range(0, models - size + 1, size)
-        groups = [_group(score_set, slice(first, first + size), block) for first in starts]
+        groups = [part_of(score_set, slice(first, first + size), block) for first in starts]
         try:
             rules = [references.find(group) for group in groups]
         except InputError:
@@ -186,7 +186,7 @@ def judge(run: Run, score_set: ScoreSet) -> Iterator[Judged]:
         yield Judged(run, size, attacks, few)
 
 
-def _group(score_set: ScoreSet, models: slice, block: int | None) -> ScoreSet:
+def part_of(score_set: ScoreSet, models: slice, block: int | None) -> ScoreSet:
     """Some of a run's models, as a run of their own."""
     arrays = {name: getattr(score_set, name) for name in PER_MODEL}
     cut = {name: None if array is None else array[models] for name, array in arrays.items()}
